@@ -1,0 +1,56 @@
+package daemon_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// programs are the daemons that the tests start: this test binary, started
+// once more with testProgram in its environment, runs one of them instead of
+// the tests. Each test file adds its own in an init function.
+var programs = map[string]func(){}
+
+const testProgram = "DAEMON_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	name, ok := os.LookupEnv(testProgram)
+	if !ok {
+		os.Exit(m.Run())
+	}
+	run, ok := programs[name]
+	if !ok {
+		fmt.Fprintf(os.Stderr, "no test program %q\n", name)
+		os.Exit(1)
+	}
+	run()
+}
+
+// program returns the command that runs one of programs in a process of its
+// own, in an environment without a supervisor.
+func program(t testing.TB, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	if _, ok := programs[name]; !ok {
+		t.Fatalf("no test program %q", name)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, args...)
+	cmd.Env = append(bareEnvironment(), testProgram+"="+name)
+	return cmd
+}
+
+// bareEnvironment is this process's environment without what a supervisor
+// may have left in it.
+func bareEnvironment() []string {
+	var bare []string
+	for _, key := range []string{"PATH", "HOME", "TMPDIR", "TERM", "LANG", "GOCOVERDIR"} {
+		if value, ok := os.LookupEnv(key); ok {
+			bare = append(bare, key+"="+value)
+		}
+	}
+	return bare
+}
