@@ -1,0 +1,421 @@
+//go:build unix
+
+package daemon
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Go cannot fork without exec, so a detach takes three processes' worth of
+// this one program. The first replaces itself by the launcher, with the same
+// pid: the shell goes on waiting for it. The launcher starts the daemon, waits
+// for its word, and exits. Each learns from the marker, in init, what it is.
+
+// Detach detaches now what [Ready] would detach later: call it first in main,
+// and everything after it happens once, in the daemon. The shell still gets
+// its prompt back only when the daemon has called Ready, with exit status 0;
+// if the daemon ends before that, the shell sees its exit status, or the
+// signal.
+//
+// Under a supervisor, where Ready would stay in the foreground, and in the
+// daemon itself it does nothing and returns nil. The errors are those of
+// Ready's detach.
+func Detach() error {
+	if daemonized {
+		return checkLauncher()
+	}
+	if Detect() != None {
+		return nil
+	}
+	return detach("Detach")
+}
+
+// Foreground keeps [Ready] and [Detach] from detaching: call it before them
+// for a -f flag, and under a supervisor that leaves no trace in the environment
+// (s6, runit, supervisord) give the program that flag. A supervisor that the
+// environment names is notified all the same.
+func Foreground() { foreground.Store(true) }
+
+var foreground atomic.Bool
+
+// marker is the environment variable that makes a launcher, or a daemon, of
+// the process that it names. It is gone before main runs.
+const marker = "_DAEMON_DETACH"
+
+func init() {
+	value, marked := os.LookupEnv(marker)
+	os.Unsetenv(marker)
+	start.keep()
+	// A setuid program takes no orders from its caller's environment.
+	if !marked || secure() {
+		return
+	}
+	fields := strings.SplitN(value, "/", 5)
+	if len(fields) < 5 {
+		return
+	}
+	switch fields[0] {
+	case "launcher":
+		if fields[1] == strconv.Itoa(pid) {
+			launch(fields[2], fields[3], fields[4])
+		}
+	case "daemon":
+		begin(fields[1], fields[2], fields[3])
+	}
+}
+
+// start is how this process was started: the launcher starts the daemon alike.
+var start origin
+
+type origin struct {
+	args, env   []string
+	directory   string
+	directoryID identity
+	credentials credentials
+	parent      int
+	ignored     [len(keptSignals)]bool
+}
+
+// credentials are what a program that has dropped its rights cannot get back.
+type credentials struct {
+	uid, euid, gid, egid int
+	root                 identity
+}
+
+// keptSignals are those that a Go program leaves ignored where its caller
+// ignored them: the runtime takes all others back (see os/signal).
+var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT}
+
+func (o *origin) keep() {
+	o.args, o.env = slices.Clone(os.Args), os.Environ()
+	o.directory, _ = unix.Getwd()
+	o.directoryID, _ = identifyPath(".")
+	o.credentials = currentCredentials()
+	o.parent = unix.Getppid()
+	for i, s := range keptSignals {
+		o.ignored[i] = signal.Ignored(s)
+	}
+}
+
+func currentCredentials() credentials {
+	root, _ := identifyPath("/")
+	return credentials{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid(), root}
+}
+
+var (
+	errTestRun = errors.New("set NOTIFY_SOCKET, call daemon.Foreground or use package daemontest")
+	errSecure  = errors.New("a setuid, setgid or file capability program cannot start itself again")
+	errChanged = errors.New("user, group or root directory have changed: call daemon.Detach first in main")
+)
+
+// inTest tells whether this is a `go test` run.
+func inTest() bool {
+	return slices.ContainsFunc(start.args, func(arg string) bool { return strings.HasPrefix(arg, "-test.") })
+}
+
+// detaching is held while the first process turns into the launcher.
+var detaching sync.Mutex
+
+// detach returns nil where this process is to stay as it is; otherwise it does
+// not return, or returns why it could not detach. verb is Ready or Detach.
+func detach(verb string) error {
+	switch {
+	case daemonized, stays():
+		return nil
+	case inTest():
+		return failed("detach", "in a go test run", errTestRun)
+	case secure():
+		return failed("detach", start.args[0], errSecure)
+	case start.credentials != currentCredentials():
+		return failed("detach", start.args[0], errChanged)
+	}
+	detaching.Lock()
+	defer detaching.Unlock()
+	return replace(verb)
+}
+
+// stays tells whether something holds on to this very process, so that leaving
+// would look like its death.
+func stays() bool {
+	return foreground.Load() || pid == 1 || start.parent == 1 ||
+		os.Getenv("SYSTEMD_EXEC_PID") == strconv.Itoa(pid)
+}
+
+// replace executes the launcher in place of this program.
+func replace(verb string) error {
+	path, err := program()
+	if err != nil {
+		return failed("detach", start.args[0], err)
+	}
+	directory, err := directoryToRestore()
+	if err != nil {
+		return err
+	}
+	name, _ := os.ReadFile("/proc/self/comm")
+	mark := markerFor("launcher", pid, verb, strings.TrimSpace(string(name)), directory)
+	keepFilesOnExec(true)
+	undo := prepareExec()
+	err = syscall.Exec(path, start.args, append(slices.Clip(start.env), mark))
+	undo()
+	keepFilesOnExec(false)
+	return failed("detach: call daemon.Detach first in main: execve", path, err)
+}
+
+// program returns a path that executes this very program, even where its file
+// has been replaced or removed. Without /proc it trusts argv[0].
+func program() (string, error) {
+	const self = "/proc/self/exe"
+	if _, err := os.Stat(self); err == nil {
+		return self, nil
+	}
+	path := start.args[0]
+	switch {
+	case !strings.Contains(path, "/"):
+		return exec.LookPath(path)
+	case !filepath.IsAbs(path):
+		return filepath.Join(start.directory, path), nil
+	}
+	return path, nil
+}
+
+// directoryToRestore returns the directory at start-up, or nothing where the
+// program has not left it.
+func directoryToRestore() (string, error) {
+	if now, err := identifyPath("."); err == nil && now == start.directoryID {
+		return "", nil
+	}
+	then, err := identifyPath(start.directory)
+	if err == nil && then != start.directoryID {
+		err = unix.ESTALE
+	}
+	if err != nil {
+		return "", failed("detach: call daemon.Detach first in main: return to", start.directory, err)
+	}
+	return start.directory, nil
+}
+
+// markerFor makes the variable that init takes apart.
+func markerFor(role string, pid int, a, b, c string) string {
+	return marker + "=" + strings.Join([]string{role, strconv.Itoa(pid), a, b, c}, "/")
+}
+
+// What the launcher reads from the pipe: the daemon's word, or its own that the
+// daemon has ended. One reader of one pipe sees which came first.
+const (
+	wordReady = 'r'
+	wordEnded = 'e'
+)
+
+// launch is the launcher's whole life: it starts the daemon and ends as the
+// daemon says, or as the daemon ends.
+func launch(verb, name, directory string) {
+	setName(name)
+	if directory != "" {
+		exitOn("chdir", directory, os.Chdir(directory))
+	}
+	r, w, err := os.Pipe()
+	exitOn("open", "pipe", err)
+	signals := make(chan os.Signal, 8)
+	catch(signals, unix.SIGTERM, unix.SIGHUP)
+	daemon := startDaemon(name, w)
+	// Not before there is a daemon for the terminal to interrupt.
+	catch(signals, unix.SIGINT, unix.SIGQUIT)
+	go passOn(signals, daemon)
+
+	ended := make(chan unix.WaitStatus, 1)
+	go func() {
+		ended <- waitFor(daemon)
+		_, _ = w.Write([]byte{wordEnded})
+	}()
+	var word [1]byte
+	_, err = r.Read(word[:])
+	exitOn("read", "pipe", err)
+	if word[0] == wordReady {
+		os.Exit(0)
+	}
+	endLike(verb, <-ended)
+}
+
+// startDaemon starts the program once more, with another descriptor of the
+// pipe's end w that no descriptor of the caller's can be in the way of.
+func startDaemon(name string, w *os.File) (child int) {
+	low, err := descriptor(w)
+	exitOn("open", "pipe", err)
+	pipe, err := duplicateHigh(low)
+	exitOn("duplicate", "pipe", err)
+	defer unix.Close(pipe)
+	path, err := program()
+	exitOn("find", start.args[0], err)
+	mark := markerFor("daemon", pid, strconv.Itoa(pipe), name, "")
+	child, err = syscall.ForkExec(path, start.args, &syscall.ProcAttr{
+		Env:   append(slices.Clip(start.env), mark),
+		Files: []uintptr{0, 1, 2},
+	})
+	exitOn("start", path, err)
+	return child
+}
+
+// catch has signals delivered to c, except those that the caller ignored.
+func catch(c chan<- os.Signal, signals ...unix.Signal) {
+	for _, s := range signals {
+		if !signal.Ignored(s) {
+			signal.Notify(c, s)
+		}
+	}
+}
+
+// passOn passes on what was sent to the launcher alone. The terminal's signals
+// are only caught: the daemon, in the same process group, got its own.
+func passOn(signals <-chan os.Signal, daemon int) {
+	for s := range signals {
+		if s == unix.SIGTERM || s == unix.SIGHUP {
+			_ = unix.Kill(daemon, s.(unix.Signal))
+		}
+	}
+}
+
+func waitFor(child int) (status unix.WaitStatus) {
+	for {
+		_, err := unix.Wait4(child, &status, 0, nil)
+		if err != unix.EINTR {
+			exitOn("wait for", "process "+strconv.Itoa(child), err)
+			return status
+		}
+	}
+}
+
+// endLike ends the launcher the way the daemon ended before it was ready.
+func endLike(verb string, status unix.WaitStatus) {
+	if status.Signaled() {
+		dieOf(status.Signal())
+		os.Exit(128 + int(status.Signal()))
+	}
+	code := status.ExitStatus()
+	if code == 0 && verb == "Ready" { // after Detach it may have been a --version
+		exitOn("detach", start.args[0], errors.New("exited with status 0 before it was ready"))
+	}
+	os.Exit(code)
+}
+
+// exitOn is for a failure of the launcher itself.
+func exitOn(operation, object string, err error) {
+	if err != nil {
+		os.Stderr.WriteString(failed(operation, object, err).Error() + "\n")
+		os.Exit(1)
+	}
+}
+
+// daemonized tells that this process is a launcher's daemon.
+var daemonized bool
+
+// self is the daemon's side of the pipe.
+var self struct {
+	sync.Mutex
+	launcher int
+	pipe     int
+	pipeID   identity
+	told     bool // that this process is ready
+}
+
+// begin makes this process the daemon of launcher, before main runs.
+func begin(launcher, pipe, name string) {
+	var err error
+	if self.launcher, err = strconv.Atoi(launcher); err != nil {
+		return
+	}
+	if self.pipe, err = strconv.Atoi(pipe); err != nil {
+		return
+	}
+	daemonized = true
+	self.pipeID, _ = identify(self.pipe)
+	unix.CloseOnExec(self.pipe)
+	setName(name)
+	for _, key := range []string{"LISTEN_PID", "WATCHDOG_PID"} {
+		if os.Getenv(key) == launcher {
+			os.Setenv(key, strconv.Itoa(pid))
+		}
+	}
+}
+
+// tellLauncher detaches a daemon from its terminal and then has the launcher
+// exit. In any other process, and a second time, it does nothing.
+func tellLauncher() error {
+	if !daemonized {
+		return nil
+	}
+	self.Lock()
+	defer self.Unlock()
+	if self.told {
+		return nil
+	}
+	if err := findLauncher(); err != nil {
+		return err
+	}
+	if err := leaveTerminal(); err != nil {
+		return err
+	}
+	if _, err := unix.Write(self.pipe, []byte{wordReady}); err != nil {
+		return failed("detach: tell", "launcher", err)
+	}
+	self.told = true
+	unix.Close(self.pipe)
+	return nil
+}
+
+// checkLauncher is Detach in the daemon.
+func checkLauncher() error {
+	self.Lock()
+	defer self.Unlock()
+	if self.told {
+		return nil
+	}
+	return findLauncher()
+}
+
+// findLauncher returns an error where the launcher is gone, or the way to it:
+// another process may be the parent now, and another file have the descriptor.
+func findLauncher() error {
+	if unix.Getppid() != self.launcher {
+		return failed("detach: find launcher", "process "+strconv.Itoa(self.launcher), unix.ESRCH)
+	}
+	if id, err := identify(self.pipe); err != nil || id != self.pipeID {
+		return failed("detach: find launcher", "descriptor "+strconv.Itoa(self.pipe), unix.EBADF)
+	}
+	return nil
+}
+
+// leaveTerminal makes this process the leader of a session without a terminal
+// (setsid(2)) and puts 0, 1 and 2 on /dev/null.
+func leaveTerminal() error {
+	null, err := unix.Open("/dev/null", unix.O_RDWR, 0)
+	if err != nil {
+		return failed("detach: open", "/dev/null", err)
+	}
+	if null > 2 {
+		defer unix.Close(null)
+	}
+	if _, err := unix.Setsid(); err != nil {
+		return failed("detach: setsid", "process "+strconv.Itoa(pid), err)
+	}
+	for fd := range 3 {
+		if fd == null {
+			continue
+		}
+		if err := duplicateTo(null, fd); err != nil {
+			return failed("detach: open /dev/null as", "descriptor "+strconv.Itoa(fd), err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,189 @@
+//go:build unix
+
+package daemon
+
+import (
+	"context"
+	"math"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// firstPassed is the number of the first descriptor that a supervisor passes
+// (SD_LISTEN_FDS_START of sd_listen_fds(3)).
+const firstPassed = 3
+
+var passed struct {
+	sync.Mutex
+	files []*os.File
+}
+
+// Files returns the descriptors that the supervisor passed: those of socket
+// activation and those that [StoreFiles] stored before a restart. There are
+// LISTEN_FDS of them if LISTEN_PID is this process, and each file's Name is the
+// one in LISTEN_FDNAMES, or "unknown" as in sd_listen_fds_with_names(3). They
+// are marked close-on-exec. Use [net.FileListener] or [net.FilePacketConn] on
+// a socket.
+//
+// Each call returns the same files, also after [UnsetEnvironment]; the caller
+// owns them and may close them. Where none was passed it returns nil; where the
+// environment promises more than are open, it returns those in front of the
+// first that is not.
+func Files() []*os.File {
+	passed.Lock()
+	defer passed.Unlock()
+	if passed.files == nil {
+		passed.files = takeFiles()
+	}
+	return slices.Clone(passed.files)
+}
+
+func takeFiles() (files []*os.File) {
+	count, names := passedFiles()
+	for i := range count {
+		fd := firstPassed + i
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+			break
+		}
+		name := "unknown"
+		if i < len(names) {
+			name = names[i]
+		}
+		files = append(files, os.NewFile(uintptr(fd), name))
+	}
+	return files
+}
+
+// passedFiles parses what the environment says of descriptors for this process.
+func passedFiles() (count int, names []string) {
+	if getenv("LISTEN_PID") != strconv.Itoa(pid) {
+		return 0, nil
+	}
+	count, err := strconv.Atoi(getenv("LISTEN_FDS"))
+	if err != nil || count < 0 || count > math.MaxInt32-firstPassed {
+		return 0, nil
+	}
+	if value := getenv("LISTEN_FDNAMES"); value != "" {
+		names = strings.Split(value, ":")
+	}
+	return count, names
+}
+
+// keepFilesOnExec reverts what Files did to the descriptors that are still
+// open, or does it again: a detach hands them on to the program started again.
+func keepFilesOnExec(keep bool) {
+	passed.Lock()
+	defer passed.Unlock()
+	flags := unix.FD_CLOEXEC
+	if keep {
+		flags = 0
+	}
+	for _, file := range passed.files {
+		if fd, err := descriptor(file); err == nil {
+			_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags)
+		}
+	}
+}
+
+// maxRights is how many descriptors one message carries (SCM_MAX_FD of
+// unix(7)).
+const maxRights = 253
+
+// StoreFiles has the supervisor keep files under name (FDSTORE=1 and FDNAME)
+// and pass them to the service's next process, where [Files] returns them. The
+// unit needs FileDescriptorStoreMax=, and systemd drops a stored descriptor
+// once its other end hangs up. The caller keeps its own descriptors and may
+// close them afterwards. Files beyond 253 go into further messages.
+//
+// The name is 1 to 255 printable ASCII characters without ':', or the error
+// wraps [syscall.EINVAL]; a closed file is an error that wraps [os.ErrClosed].
+// Nothing is sent then. Where no supervisor listens, or without files, it does
+// nothing and returns nil; it waits at most 5 seconds for one that does not
+// read.
+func StoreFiles(name string, files ...*os.File) error {
+	who, address := supervisor()
+	if who != Systemd {
+		return nil
+	}
+	if !validName(name) {
+		return failed("store files as", strconv.Quote(name), unix.EINVAL)
+	}
+	for _, file := range files {
+		if _, err := descriptor(file); err != nil {
+			return failed("store files as", name, err)
+		}
+	}
+	for some := range slices.Chunk(files, maxRights) {
+		err := send(context.Background(), address, brief, []Field{
+			{key: "FDSTORE", text: "1"},
+			{key: "FDNAME", text: name},
+		}, nil, some)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RemoveFiles has the supervisor close the files that it keeps under name
+// (FDSTOREREMOVE=1 and FDNAME). For the name, and where no supervisor listens,
+// it is like [StoreFiles].
+func RemoveFiles(name string) error {
+	who, address := supervisor()
+	if who != Systemd {
+		return nil
+	}
+	if !validName(name) {
+		return failed("remove files", strconv.Quote(name), unix.EINVAL)
+	}
+	return send(context.Background(), address, brief, []Field{
+		{key: "FDSTOREREMOVE", text: "1"},
+		{key: "FDNAME", text: name},
+	}, nil, nil)
+}
+
+// validName tells whether systemd takes name as FDNAME.
+func validName(name string) bool {
+	for _, c := range []byte(name) {
+		if c < ' ' || c > '~' || c == ':' {
+			return false
+		}
+	}
+	return 1 <= len(name) && len(name) <= 255
+}
+
+// descriptor returns the file's descriptor and leaves its mode alone, which
+// File.Fd does not promise.
+func descriptor(file *os.File) (fd int, err error) {
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	err = conn.Control(func(number uintptr) { fd = int(number) })
+	return fd, err
+}
+
+// sendFiles is sendNow with descriptors attached.
+func sendFiles(socket int, datagram []byte, files []*os.File) error {
+	fds := make([]int, len(files))
+	for i, file := range files {
+		fd, err := descriptor(file)
+		if err != nil {
+			return err
+		}
+		fds[i] = fd
+	}
+	defer runtime.KeepAlive(files)
+	for {
+		err := unix.Sendmsg(socket, datagram, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}

@@ -1,0 +1,43 @@
+//go:build !unix
+
+package daemon
+
+import (
+	"context"
+	"os"
+	"time"
+)
+
+// A system that is no Unix has nobody to notify and nothing to detach from.
+
+func tellLauncher() error { return nil }
+
+func stopOnce() error { return nil }
+
+func detach(string) error { return nil }
+
+func notify(time.Duration, []Field, []Field) error { return nil }
+
+func send(context.Context, string, time.Duration, []Field, []Field, []*os.File) error { return nil }
+
+func monotonic() (usec int64, ok bool) { return 0, false }
+
+func errnoOf(error) (errno int, ok bool) { return 0, false }
+
+// Barrier returns nil: no supervisor listens on this system.
+func Barrier(context.Context) error { return nil }
+
+// Files returns nil: no supervisor passes descriptors on this system.
+func Files() []*os.File { return nil }
+
+// StoreFiles returns nil: no supervisor listens on this system.
+func StoreFiles(string, ...*os.File) error { return nil }
+
+// RemoveFiles returns nil: no supervisor listens on this system.
+func RemoveFiles(string) error { return nil }
+
+// Detach returns nil: there is no detaching on this system.
+func Detach() error { return nil }
+
+// Foreground does nothing: there is no detaching on this system.
+func Foreground() {}

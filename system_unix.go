@@ -1,0 +1,38 @@
+//go:build unix && !linux
+
+package daemon
+
+import "golang.org/x/sys/unix"
+
+// What follows is how other Unixes do, as far as they can, what
+// system_linux.go does.
+
+func sendNow(fd int, datagram []byte) error {
+	for {
+		err := unix.Send(fd, datagram, unix.MSG_NOSIGNAL)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// monotonic: only systemd asks for it.
+func monotonic() (usec int64, ok bool) { return 0, false }
+
+// raise may return before the signal is delivered: only upstart, on Linux,
+// asks for more.
+func raise(signal unix.Signal) error { return unix.Kill(pid, signal) }
+
+func duplicateTo(from, to int) error { return unix.Dup2(from, to) }
+
+func secure() bool {
+	return unix.Getuid() != unix.Geteuid() || unix.Getgid() != unix.Getegid()
+}
+
+func prepareExec() (undo func()) { return func() {} }
+
+// dieOf returns: the launcher exits with 128+n.
+func dieOf(unix.Signal) {}
+
+// setName has nothing to do: the program is executed by its own name.
+func setName(string) {}

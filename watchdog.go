@@ -1,0 +1,109 @@
+package daemon
+
+import (
+	"context"
+	"math"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// Heartbeat tells the supervisor that the program is alive (WATCHDOG=1). Where
+// the supervisor does not listen it does nothing and returns nil; it waits at
+// most 5 seconds for one that does not read. See [RunWatchdog] for a loop that
+// calls it.
+func Heartbeat() error {
+	return notify(brief, []Field{{key: "WATCHDOG", text: "1"}}, nil)
+}
+
+// WatchdogTimeout returns the time within which the supervisor wants to see a
+// heartbeat (WATCHDOG_USEC, see sd_watchdog_enabled(3)); beat at half of it.
+// It is 0 where the watchdog is off: WATCHDOG_USEC is not set, or WATCHDOG_PID
+// names another process. A WATCHDOG_USEC that is 0, not a number of
+// microseconds or above 2^63-1, or a WATCHDOG_PID that is no process id, is an
+// error which wraps [syscall.EINVAL]. What a [time.Duration] cannot hold is cut
+// to the longest that it can (292 years).
+func WatchdogTimeout() (time.Duration, error) {
+	value := getenv("WATCHDOG_USEC")
+	if value == "" {
+		return 0, nil
+	}
+	usec, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || usec <= 0 || value[0] == '+' {
+		return 0, &os.PathError{Op: "daemon: parse WATCHDOG_USEC", Path: strconv.Quote(value), Err: syscall.EINVAL}
+	}
+	if value := getenv("WATCHDOG_PID"); value != "" {
+		watched, err := strconv.ParseInt(value, 10, 32)
+		if err != nil || watched <= 0 || value[0] == '+' {
+			return 0, &os.PathError{Op: "daemon: parse WATCHDOG_PID", Path: strconv.Quote(value), Err: syscall.EINVAL}
+		}
+		if int(watched) != pid {
+			return 0, nil
+		}
+	}
+	return time.Duration(min(usec, math.MaxInt64/1000)) * time.Microsecond, nil
+}
+
+// RunWatchdog sends a heartbeat at once and then every half of
+// [WatchdogTimeout] for as long as healthy returns nil; a nil healthy means
+// always. Where healthy returns an error the beat is left out and the error
+// shown as STATUS, which the next success clears; where it blocks there is no
+// beat either, and the supervisor restarts the service. A beat that cannot be
+// sent is no reason to stop: the next one may get through.
+//
+// It returns nil when ctx ends, even while healthy blocks, and at once where
+// the watchdog is off; a malformed environment is the one error (see
+// [WatchdogTimeout]).
+func RunWatchdog(ctx context.Context, healthy func() error) error {
+	timeout, err := WatchdogTimeout()
+	if timeout == 0 {
+		return err
+	}
+	ticker := time.NewTicker(timeout / 2)
+	defer ticker.Stop()
+	var w watchdog
+	for ctx.Err() == nil {
+		if result, ok := check(ctx, healthy); ok {
+			w.report(result)
+		}
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		}
+	}
+	return nil
+}
+
+// check runs healthy in a goroutine of its own, so that one that blocks does
+// not outlast ctx; ok is false where ctx ended first.
+func check(ctx context.Context, healthy func() error) (result error, ok bool) {
+	if healthy == nil {
+		return nil, true
+	}
+	results := make(chan error, 1)
+	go func() { results <- healthy() }()
+	select {
+	case result = <-results:
+		return result, true
+	case <-ctx.Done():
+		return nil, false
+	}
+}
+
+// watchdog remembers whether the supervisor may be showing an old complaint.
+type watchdog struct{ complained bool }
+
+func (w *watchdog) report(result error) {
+	switch {
+	case result != nil:
+		w.complained = true
+		_ = Notify(Status(result.Error()))
+	case w.complained:
+		// Sent together, so that neither gets through alone.
+		err := Notify(Set("WATCHDOG", "1"), Status(""))
+		w.complained = err != nil
+	default:
+		_ = Heartbeat()
+	}
+}
