@@ -1,4 +1,78 @@
-// Package daemon tells whatever started a program that the program is ready.
+// Package daemon tells whatever started a program that the program is ready:
+// systemd, upstart, or a shell that waits for its prompt.
+//
+// # What do I call, and where?
+//
+// A daemon's main calls [Ready] once, when initialization is over and it can
+// serve. What that does is up to the environment:
+//
+//   - UPSTART_JOB is set: the process stops itself, and goes on when upstart
+//     continues it (`expect stop` of init(5)).
+//   - NOTIFY_SOCKET is set: systemd, or who speaks its protocol, is sent
+//     READY=1, a status and the process id (sd_notify(3)).
+//   - Neither: the program detaches from its terminal, and the command returns
+//     to the shell with exit status 0 once it is ready (daemon(7)).
+//
+// A supervisor that is there but cannot be told is an error.
+//
+// # What else can I tell?
+//
+// [Reloading] and Ready enclose a reload, [Stopping] begins the shutdown, [Fail]
+// says why the program is about to fail, [Notify] sends any other [Field].
+// [RunWatchdog] sends heartbeats for as long as the program is healthy. [Barrier]
+// waits until all that was sent has been handled. [Files] are the descriptors
+// that the supervisor passes in, by socket activation or from before a restart
+// ([StoreFiles]).
+//
+// # What if nobody is there?
+//
+// Every call but [Ready] and [Detach] then does nothing and returns nil, so a
+// program need not ask. [Detect] tells who is there, for instance to choose where
+// logs go. The environment is read at each call: a test may set NOTIFY_SOCKET.
+//
+// # What must I know about detaching?
+//
+// Go cannot fork without exec, so a detach starts the program again: to the
+// program it is a crash and a restart, while the old process id still exists. All
+// that main did before is undone by the kernel and done again in the daemon.
+// Where that will not do, call [Detach] first in main. That is so for a program
+// that
+//
+//   - reads a passphrase from standard input,
+//   - checks a pid file for a live process,
+//   - drops privileges or changes its root directory,
+//   - listens on an ephemeral port, or on a Unix socket path that it does not
+//     remove first,
+//   - opens descriptors without close-on-exec or starts helper processes,
+//   - or takes long to initialize.
+//
+// Initializers of other packages may run in each of the processes of a detach:
+// they must not take locks or ports. The daemon leads its own session: it opens
+// terminals with O_NOCTTY. Its working directory and umask are the caller's: call
+// chdir("/") and umask(0) where they must not be. Its standard descriptors are on
+// /dev/null: a shell's `> log` ends at Ready. A daemon that ends before it is
+// ready hands its exit status, or its signal, on to the shell.
+//
+// # What if it must stay in the foreground?
+//
+// A process that is PID 1 or was started by it, or that systemd executed itself,
+// does not detach. For s6, runit and supervisord, which leave no trace, and for
+// people, have a -f flag that calls [Foreground]. Type=forking is not served: the
+// cure is Type=notify.
+//
+// # Errors
+//
+// They name the operation and the address and wrap the cause for [errors.Is]:
+// an errno such as [syscall.ECONNREFUSED], [syscall.EINVAL] for a bad field,
+// [syscall.EMSGSIZE] for fields that exceed 4096 bytes in sum,
+// [syscall.EAFNOSUPPORT] for an address that is neither a path nor abstract, and
+// [os.ErrDeadlineExceeded] where the supervisor did not read.
+//
+// All functions may be called from any goroutine at any time. After the first
+// one, no notification takes heap memory or a descriptor; [Barrier], [StoreFiles]
+// and [Fail] do.
+//
+// The environment variable _DAEMON_DETACH is this package's own.
 package daemon
 
 import (
@@ -65,9 +139,13 @@ func Ready(fields ...Field) error {
 // nothing and returns nil; it waits at most 90 seconds for one that does not
 // read.
 func Reloading(fields ...Field) error {
-	verb := []Field{{key: "RELOADING", text: "1"}}
-	if usec, ok := monotonic(); ok {
-		verb = append(verb, Field{key: "MONOTONIC_USEC", number: usec, numeric: true})
+	usec, ok := monotonic()
+	verb := []Field{
+		{key: "RELOADING", text: "1"},
+		{key: "MONOTONIC_USEC", number: usec, numeric: true},
+	}
+	if !ok {
+		verb = verb[:1]
 	}
 	return notify(patient, verb, fields)
 }
@@ -118,9 +196,9 @@ type Field struct {
 }
 
 // Status is what the supervisor shows people of the service (STATUS), in one
-// line; an empty text clears it. Control characters become spaces, and invalid
-// UTF-8 becomes U+FFFD. It is cut where the notification would exceed 4096
-// bytes.
+// line; an empty text clears it. Control characters become spaces; invalid UTF-8
+// and noncharacters, for which systemd would ignore it, become U+FFFD. It is cut
+// where the notification would exceed 4096 bytes.
 func Status(text string) Field { return Field{key: "STATUS", text: text} }
 
 // MainPID is the id of the process that the supervisor is to watch (MAINPID).

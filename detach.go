@@ -56,7 +56,9 @@ const marker = "_DAEMON_DETACH"
 
 func init() {
 	value, marked := os.LookupEnv(marker)
-	os.Unsetenv(marker)
+	if marked {
+		os.Unsetenv(marker)
+	}
 	start.keep()
 	// A setuid program takes no orders from its caller's environment.
 	if !marked || secure() {
@@ -163,11 +165,13 @@ func replace(verb string) error {
 	if err != nil {
 		return err
 	}
-	name, _ := os.ReadFile("/proc/self/comm")
-	mark := markerFor("launcher", pid, verb, strings.TrimSpace(string(name)), directory)
+	mark := markerFor("launcher", verb, commandName(), directory)
 	keepFilesOnExec(true)
 	undo := prepareExec()
+	// A child on its way from fork to exec would hold on to our listeners.
+	syscall.ForkLock.Lock()
 	err = syscall.Exec(path, start.args, append(slices.Clip(start.env), mark))
+	syscall.ForkLock.Unlock()
 	undo()
 	keepFilesOnExec(false)
 	return failed("detach: call daemon.Detach first in main: execve", path, err)
@@ -206,8 +210,18 @@ func directoryToRestore() (string, error) {
 	return start.directory, nil
 }
 
-// markerFor makes the variable that init takes apart.
-func markerFor(role string, pid int, a, b, c string) string {
+// commandName is the name that ps(1) shows of this process.
+func commandName() string {
+	name, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		return filepath.Base(start.args[0])
+	}
+	return strings.TrimSuffix(string(name), "\n")
+}
+
+// markerFor makes the variable that init takes apart. It holds good for this
+// process, or for its child.
+func markerFor(role, a, b, c string) string {
 	return marker + "=" + strings.Join([]string{role, strconv.Itoa(pid), a, b, c}, "/")
 }
 
@@ -223,7 +237,7 @@ const (
 func launch(verb, name, directory string) {
 	setName(name)
 	if directory != "" {
-		exitOn("chdir", directory, os.Chdir(directory))
+		exitOn("chdir", directory, unix.Chdir(directory))
 	}
 	r, w, err := os.Pipe()
 	exitOn("open", "pipe", err)
@@ -258,7 +272,7 @@ func startDaemon(name string, w *os.File) (child int) {
 	defer unix.Close(pipe)
 	path, err := program()
 	exitOn("find", start.args[0], err)
-	mark := markerFor("daemon", pid, strconv.Itoa(pipe), name, "")
+	mark := markerFor("daemon", strconv.Itoa(pipe), name, "")
 	child, err = syscall.ForkExec(path, start.args, &syscall.ProcAttr{
 		Env:   append(slices.Clip(start.env), mark),
 		Files: []uintptr{0, 1, 2},

@@ -165,8 +165,10 @@ func descriptor(file *os.File) (fd int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	err = conn.Control(func(number uintptr) { fd = int(number) })
-	return fd, err
+	if err := conn.Control(func(number uintptr) { fd = int(number) }); err != nil {
+		return -1, os.ErrClosed // for which Control has an error of its own
+	}
+	return fd, nil
 }
 
 // sendFiles is sendNow with descriptors attached.

@@ -377,6 +377,8 @@ func (b *buffer) addText(text string, end int) (whole bool) {
 			encoded[0] = ' '
 		case r == '\\':
 			size = copy(encoded[:], `\\`)
+		case noncharacter(r):
+			size = utf8.EncodeRune(encoded[:], utf8.RuneError)
 		case r < utf8.RuneSelf:
 			encoded[0] = byte(r)
 		default:
@@ -388,4 +390,11 @@ func (b *buffer) addText(text string, end int) (whole bool) {
 		b.n += copy(b.data[b.n:], encoded[:size])
 	}
 	return true
+}
+
+// noncharacter tells whether r is one of the code points that Unicode sets
+// apart for internal use. To systemd they are invalid UTF-8, for which it
+// ignores the whole STATUS (unichar_is_valid in its sources).
+func noncharacter(r rune) bool {
+	return r&0xfffe == 0xfffe || r >= 0xfdd0 && r <= 0xfdef
 }

@@ -24,7 +24,7 @@ func stopOnce() error {
 	case stopped.done:
 		return nil
 	case inTest():
-		return failed("raise SIGSTOP", "in a go test run", errTestRun)
+		return failed("raise SIGSTOP", "in a go test run: unset UPSTART_JOB", errTestRun)
 	case pid == 1: // the kernel discards it: see kill(2)
 		return failed("raise SIGSTOP", "as PID 1 of a namespace", unix.EPERM)
 	}
