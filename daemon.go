@@ -93,6 +93,15 @@ const (
 // pid is this process's id, read once: MAINPID= needs no system call.
 var pid = os.Getpid()
 
+var (
+	readyVerb = alwaysTheSame(verb{
+		own:     []Field{{key: "READY", text: "1"}},
+		status:  &Field{key: "STATUS", text: "ready"},
+		mainPID: &Field{key: "MAINPID", number: int64(pid), numeric: true},
+	})
+	stoppingVerb = alwaysTheSame(verb{own: []Field{{key: "STOPPING", text: "1"}}})
+)
+
 // Ready tells whatever started this process that it is ready to serve; call it
 // once initialization is over.
 //
@@ -124,11 +133,7 @@ func Ready(fields ...Field) error {
 	case Upstart:
 		return stopOnce()
 	case Systemd:
-		return send(context.Background(), address, patient, []Field{
-			{key: "READY", text: "1"},
-			{key: "STATUS", text: "ready"},
-			{key: "MAINPID", number: int64(pid), numeric: true},
-		}, fields, nil)
+		return send(context.Background(), address, patient, readyVerb, fields, nil)
 	}
 	return detach("Ready")
 }
@@ -140,21 +145,21 @@ func Ready(fields ...Field) error {
 // read.
 func Reloading(fields ...Field) error {
 	usec, ok := monotonic()
-	verb := []Field{
+	own := []Field{
 		{key: "RELOADING", text: "1"},
 		{key: "MONOTONIC_USEC", number: usec, numeric: true},
 	}
 	if !ok {
-		verb = verb[:1]
+		own = own[:1]
 	}
-	return notify(patient, verb, fields)
+	return notify(patient, &verb{own: own}, fields)
 }
 
 // Stopping tells the supervisor that the program begins to shut down
 // (STOPPING=1). Where the supervisor does not listen it does nothing and
 // returns nil; it waits at most 90 seconds for one that does not read.
 func Stopping(fields ...Field) error {
-	return notify(patient, []Field{{key: "STOPPING", text: "1"}}, fields)
+	return notify(patient, stoppingVerb, fields)
 }
 
 // Fail tells the supervisor why the program is about to fail: STATUS is the
@@ -180,7 +185,7 @@ func Notify(fields ...Field) error {
 	if len(fields) == 0 {
 		return nil
 	}
-	return notify(brief, nil, fields)
+	return notify(brief, &verb{}, fields)
 }
 
 // Field is one assignment of a notification, as sd_notify(3) lists them. Of

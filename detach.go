@@ -3,6 +3,8 @@
 package daemon
 
 import (
+	"bytes"
+	"encoding/hex"
 	"errors"
 	"os"
 	"os/exec"
@@ -68,13 +70,14 @@ func init() {
 	if len(fields) < 5 {
 		return
 	}
-	switch fields[0] {
-	case "launcher":
-		if fields[1] == strconv.Itoa(pid) {
-			launch(fields[2], fields[3], fields[4])
-		}
-	case "daemon":
-		begin(fields[1], fields[2], fields[3])
+	role, parent, detail, directory := fields[0], fields[1], fields[2], fields[4]
+	name, err := hex.DecodeString(fields[3])
+	switch {
+	case err != nil:
+	case role == "launcher" && parent == strconv.Itoa(pid):
+		launch(detail, name, directory)
+	case role == "daemon":
+		begin(parent, detail, name)
 	}
 }
 
@@ -82,6 +85,7 @@ func init() {
 var start origin
 
 type origin struct {
+	path        string // executes this very program
 	args, env   []string
 	directory   string
 	directoryID identity
@@ -105,10 +109,28 @@ func (o *origin) keep() {
 	o.directory, _ = unix.Getwd()
 	o.directoryID, _ = identifyPath(".")
 	o.credentials = currentCredentials()
+	o.path = o.findProgram()
 	o.parent = unix.Getppid()
 	for i, s := range keptSignals {
 		o.ignored[i] = signal.Ignored(s)
 	}
+}
+
+// findProgram finds the program's file even where it has been replaced or removed
+// since. Without /proc it trusts argv[0].
+func (o *origin) findProgram() string {
+	const self = "/proc/self/exe"
+	if _, err := os.Stat(self); err == nil {
+		return self
+	}
+	path := o.args[0]
+	if !strings.Contains(path, "/") {
+		path, _ = exec.LookPath(path) // exec.ErrDot comes with a path
+	}
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(o.directory, path)
+	}
+	return path
 }
 
 func currentCredentials() credentials {
@@ -151,16 +173,13 @@ func detach(verb string) error {
 // stays tells whether something holds on to this very process, so that leaving
 // would look like its death.
 func stays() bool {
-	return foreground.Load() || pid == 1 || start.parent == 1 ||
+	// A parent of 0 is outside of the PID namespace: a container runtime.
+	return foreground.Load() || pid == 1 || start.parent <= 1 ||
 		os.Getenv("SYSTEMD_EXEC_PID") == strconv.Itoa(pid)
 }
 
 // replace executes the launcher in place of this program.
 func replace(verb string) error {
-	path, err := program()
-	if err != nil {
-		return failed("detach", start.args[0], err)
-	}
 	directory, err := directoryToRestore()
 	if err != nil {
 		return err
@@ -170,28 +189,11 @@ func replace(verb string) error {
 	undo := prepareExec()
 	// A child on its way from fork to exec would hold on to our listeners.
 	syscall.ForkLock.Lock()
-	err = syscall.Exec(path, start.args, append(slices.Clip(start.env), mark))
+	err = syscall.Exec(start.path, start.args, append(slices.Clip(start.env), mark))
 	syscall.ForkLock.Unlock()
 	undo()
 	keepFilesOnExec(false)
-	return failed("detach: call daemon.Detach first in main: execve", path, err)
-}
-
-// program returns a path that executes this very program, even where its file
-// has been replaced or removed. Without /proc it trusts argv[0].
-func program() (string, error) {
-	const self = "/proc/self/exe"
-	if _, err := os.Stat(self); err == nil {
-		return self, nil
-	}
-	path := start.args[0]
-	switch {
-	case !strings.Contains(path, "/"):
-		return exec.LookPath(path)
-	case !filepath.IsAbs(path):
-		return filepath.Join(start.directory, path), nil
-	}
-	return path, nil
+	return failed("detach: call daemon.Detach first in main: execve", start.path, err)
 }
 
 // directoryToRestore returns the directory at start-up, or nothing where the
@@ -211,18 +213,20 @@ func directoryToRestore() (string, error) {
 }
 
 // commandName is the name that ps(1) shows of this process.
-func commandName() string {
+func commandName() []byte {
 	name, err := os.ReadFile("/proc/self/comm")
 	if err != nil {
-		return filepath.Base(start.args[0])
+		return []byte(filepath.Base(start.args[0]))
 	}
-	return strings.TrimSuffix(string(name), "\n")
+	return bytes.TrimSuffix(name, []byte("\n"))
 }
 
 // markerFor makes the variable that init takes apart. It holds good for this
 // process, or for its child.
-func markerFor(role, a, b, c string) string {
-	return marker + "=" + strings.Join([]string{role, strconv.Itoa(pid), a, b, c}, "/")
+func markerFor(role, detail string, name []byte, directory string) string {
+	return marker + "=" + strings.Join([]string{
+		role, strconv.Itoa(pid), detail, hex.EncodeToString(name), directory,
+	}, "/")
 }
 
 // What the launcher reads from the pipe: the daemon's word, or its own that the
@@ -234,10 +238,11 @@ const (
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
 // daemon says, or as the daemon ends.
-func launch(verb, name, directory string) {
+func launch(verb string, name []byte, directory string) {
 	setName(name)
 	if directory != "" {
 		exitOn("chdir", directory, unix.Chdir(directory))
+		start.keep()
 	}
 	r, w, err := os.Pipe()
 	exitOn("open", "pipe", err)
@@ -264,20 +269,18 @@ func launch(verb, name, directory string) {
 
 // startDaemon starts the program once more, with another descriptor of the
 // pipe's end w that no descriptor of the caller's can be in the way of.
-func startDaemon(name string, w *os.File) (child int) {
+func startDaemon(name []byte, w *os.File) (child int) {
 	low, err := descriptor(w)
 	exitOn("open", "pipe", err)
 	pipe, err := duplicateHigh(low)
 	exitOn("duplicate", "pipe", err)
 	defer unix.Close(pipe)
-	path, err := program()
-	exitOn("find", start.args[0], err)
 	mark := markerFor("daemon", strconv.Itoa(pipe), name, "")
-	child, err = syscall.ForkExec(path, start.args, &syscall.ProcAttr{
+	child, err = syscall.ForkExec(start.path, start.args, &syscall.ProcAttr{
 		Env:   append(slices.Clip(start.env), mark),
 		Files: []uintptr{0, 1, 2},
 	})
-	exitOn("start", path, err)
+	exitOn("start", start.path, err)
 	return child
 }
 
@@ -344,7 +347,7 @@ var self struct {
 }
 
 // begin makes this process the daemon of launcher, before main runs.
-func begin(launcher, pipe, name string) {
+func begin(launcher, pipe string, name []byte) {
 	var err error
 	if self.launcher, err = strconv.Atoi(launcher); err != nil {
 		return

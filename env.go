@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 // Supervisor is what started this process and waits to hear from it.
@@ -71,7 +72,7 @@ var (
 
 // getenv reads the environment, and what was in it before unsetenv.
 func getenv(key string) string {
-	if value, ok := os.LookupEnv(key); ok {
+	if value, ok := syscall.Getenv(key); ok {
 		return value
 	}
 	if values := remembered.Load(); values != nil {

@@ -33,8 +33,8 @@ var passed struct {
 //
 // Each call returns the same files, also after [UnsetEnvironment]; the caller
 // owns them and may close them. Where none was passed it returns nil; where the
-// environment promises more than are open, it returns those in front of the
-// first that is not.
+// environment promises more than were passed, it returns those in front of the
+// first that was not.
 func Files() []*os.File {
 	passed.Lock()
 	defer passed.Unlock()
@@ -47,15 +47,17 @@ func Files() []*os.File {
 func takeFiles() (files []*os.File) {
 	count, names := passedFiles()
 	for i := range count {
-		fd := firstPassed + i
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+		fd := uintptr(firstPassed + i)
+		flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0)
+		if err != nil || flags&unix.FD_CLOEXEC != 0 { // our own: no such one is passed
 			break
 		}
+		unix.CloseOnExec(int(fd))
 		name := "unknown"
 		if i < len(names) {
 			name = names[i]
 		}
-		files = append(files, os.NewFile(uintptr(fd), name))
+		files = append(files, os.NewFile(fd, name))
 	}
 	return files
 }
@@ -120,10 +122,7 @@ func StoreFiles(name string, files ...*os.File) error {
 		}
 	}
 	for some := range slices.Chunk(files, maxRights) {
-		err := send(context.Background(), address, brief, []Field{
-			{key: "FDSTORE", text: "1"},
-			{key: "FDNAME", text: name},
-		}, nil, some)
+		err := send(context.Background(), address, brief, named("FDSTORE", name), nil, some)
 		if err != nil {
 			return err
 		}
@@ -142,10 +141,11 @@ func RemoveFiles(name string) error {
 	if !validName(name) {
 		return failed("remove files", strconv.Quote(name), unix.EINVAL)
 	}
-	return send(context.Background(), address, brief, []Field{
-		{key: "FDSTOREREMOVE", text: "1"},
-		{key: "FDNAME", text: name},
-	}, nil, nil)
+	return send(context.Background(), address, brief, named("FDSTOREREMOVE", name), nil, nil)
+}
+
+func named(key, name string) *verb {
+	return &verb{own: []Field{{key: key, text: "1"}, {key: "FDNAME", text: name}}}
 }
 
 // validName tells whether systemd takes name as FDNAME.

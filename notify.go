@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -19,13 +21,30 @@ import (
 // notify sends verb's own assignments and then the caller's fields in one
 // datagram, and waits at most limit for room in the supervisor's queue. Where
 // none listens it does nothing.
-func notify(limit time.Duration, verb, fields []Field) error {
+func notify(limit time.Duration, v *verb, fields []Field) error {
 	who, address := supervisor()
 	if who != Systemd {
 		return nil
 	}
-	return send(context.Background(), address, limit, verb, fields, nil)
+	return send(context.Background(), address, limit, v, fields, nil)
 }
+
+// verb is what a call says by itself.
+type verb struct {
+	own             []Field // its assignments but for
+	status, mainPID *Field  // these two; nil: none
+	alone           []byte  // the whole datagram where the caller adds nothing; nil: not known
+}
+
+// alwaysTheSame is for a verb without a field that changes.
+func alwaysTheSame(v verb) *verb {
+	var d datagram
+	d.encode(&v, nil)
+	v.alone = slices.Clone(d.bytes())
+	return &v
+}
+
+var barrierVerb = alwaysTheSame(verb{own: []Field{{key: "BARRIER", text: "1"}}})
 
 // Barrier returns when the receiver has let go of the barrier, a descriptor
 // sent with BARRIER=1: systemd closes it once it has handled all that this
@@ -45,7 +64,7 @@ func Barrier(ctx context.Context) error {
 		return failed("barrier", address, err)
 	}
 	defer r.Close()
-	err = send(ctx, address, unlimited, []Field{{key: "BARRIER", text: "1"}}, nil, []*os.File{w})
+	err = send(ctx, address, unlimited, barrierVerb, nil, []*os.File{w})
 	w.Close()
 	if err != nil {
 		return err
@@ -83,26 +102,36 @@ const pollInterval = 100 * time.Millisecond
 // send sends one datagram, with files attached. It first tries without waiting;
 // where the queue is full it waits for room with the lock released, so that
 // each caller's limit is its own.
-func send(ctx context.Context, address string, limit time.Duration, verb, fields []Field, files []*os.File) error {
-	fd, err := trySend(address, verb, fields, files)
+func send(ctx context.Context, address string, limit time.Duration, v *verb, fields []Field, files []*os.File) error {
+	// What is the same each time needs neither the buffer nor its lock.
+	if l := notifier.socket.link.Load(); len(fields) == 0 && len(files) == 0 && v.alone != nil && l.reaches(address) {
+		if sendNow(l.fd, v.alone) == nil {
+			return nil
+		}
+	}
+	fd, err := trySend(address, v, fields, files)
 	if err == nil {
 		return nil
 	}
-	var deadline time.Time
-	if limit != unlimited {
-		deadline = time.Now().Add(limit)
-	}
-	for full(err) {
-		if ctx.Err() != nil {
+	for begin := time.Now(); full(err); {
+		waited := time.Since(begin)
+		switch {
+		case ctx.Err() != nil:
 			return failed("send", address, ctx.Err())
-		}
-		if limit != unlimited && !time.Now().Before(deadline) {
+		case limit != unlimited && (waited > limit || waited > brief && removed(address)):
 			return failed("send", address, os.ErrDeadlineExceeded)
 		}
 		waitForRoom(fd, err)
-		fd, err = trySend(address, verb, fields, files)
+		fd, err = trySend(address, v, fields, files)
 	}
 	return err
+}
+
+// removed tells whether the receiver has removed its socket. OpenRC does that
+// after READY=1, and keeps it open, and never reads again.
+func removed(address string) bool {
+	_, err := os.Lstat(address)
+	return address[0] == '/' && errors.Is(err, os.ErrNotExist)
 }
 
 // full tells whether a later try may find room: EAGAIN is a full queue, and so
@@ -126,97 +155,100 @@ func waitForRoom(fd int, err error) {
 // there from the start and stay: a notification takes no memory and no
 // descriptor that an ailing process may not get.
 var notifier struct {
-	sync.Mutex
-	socket   socket
-	datagram datagram
+	sync.Mutex // held while a datagram is built and while the socket changes
+	datagram   datagram
+	socket     socket
 }
 
-// trySend encodes and sends without waiting. The error is bare (and fd the
-// socket) where the queue is full.
-func trySend(address string, verb, fields []Field, files []*os.File) (fd int, err error) {
+// trySend sends without waiting. The error is bare (and fd the socket) where
+// the queue is full.
+func trySend(address string, v *verb, fields []Field, files []*os.File) (fd int, err error) {
 	notifier.Lock()
 	defer notifier.Unlock()
-	s, d := &notifier.socket, &notifier.datagram
-	if err := validate(fields); err != nil {
-		return 0, err
+	message := v.alone
+	if message == nil || len(fields) > 0 {
+		if message, err = notifier.datagram.build(address, v, fields); err != nil {
+			return 0, err
+		}
 	}
-	if !d.encode(verb, fields) {
-		return 0, failed("send", address, unix.EMSGSIZE)
-	}
-	kept := s.open && s.address == address
+	s := &notifier.socket
+	l := s.link.Load()
+	kept := l.reaches(address)
 	if !kept {
-		if err := s.reopen(address); err != nil {
+		if l, err = s.connect(address); err != nil {
 			return 0, err
 		}
 	}
-	err = s.send(d.bytes(), files)
+	err = l.send(message, files)
 	if kept && err != nil && !full(err) { // the receiver is gone, or the descriptor
-		if err := s.reopen(address); err != nil {
+		if l, err = s.connect(address); err != nil {
 			return 0, err
 		}
-		err = s.send(d.bytes(), files)
+		err = l.send(message, files)
 	}
 	if err != nil && !full(err) {
 		err = failed("send", address, err)
 	}
-	return s.fd, err
+	return l.fd, err
 }
 
-// socket is connected to address while open.
+// socket is the descriptor that stays open.
 type socket struct {
-	open    bool
-	fd      int
-	id      identity
-	address string
+	fd   int
+	id   identity             // of what fd stands for, unless the program has closed it
+	link atomic.Pointer[link] // nil: not connected
 }
 
-func (s *socket) reopen(address string) error {
-	s.close()
-	fd, err := connect(address)
-	if err != nil {
-		return failed("connect", address, err)
+// link is whom the socket is connected to. It is replaced, never changed.
+type link struct {
+	fd   int
+	peer string
+}
+
+func (l *link) reaches(address string) bool { return l != nil && l.peer == address }
+
+func (l *link) send(message []byte, files []*os.File) error {
+	if len(files) == 0 {
+		return sendNow(l.fd, message)
 	}
-	id, err := identify(fd)
-	*s = socket{open: err == nil, fd: fd, id: id, address: address}
+	return sendFiles(l.fd, message, files)
+}
+
+// connect connects the socket to address, for the first time or again.
+func (s *socket) connect(address string) (*link, error) {
+	s.link.Store(nil)
+	if !strings.HasPrefix(address, "/") && !strings.HasPrefix(address, "@") {
+		return nil, failed("connect", address, unix.EAFNOSUPPORT)
+	}
+	if err := s.open(); err != nil {
+		return nil, failed("connect", address, err)
+	}
+	// An @ stands for a NUL. Not unix.SockaddrUnix: it refuses the longest name.
+	if err := syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: address}); err != nil {
+		return nil, failed("connect", address, err)
+	}
+	s.link.Store(&link{s.fd, address})
+	return s.link.Load(), nil
+}
+
+// open opens the socket where it is not open. It does not close what a program
+// that has closed the descriptor may have opened in its place.
+func (s *socket) open() error {
+	if id, err := identify(s.fd); err == nil && id == s.id {
+		return nil
+	}
+	fd, err := highSocket()
+	if err != nil {
+		return err
+	}
+	s.fd = fd
+	s.id, err = identify(fd)
 	return err
 }
 
-// close leaves alone what a program that closed this descriptor may have
-// opened in its place.
-func (s *socket) close() {
-	if id, err := identify(s.fd); s.open && err == nil && id == s.id {
-		unix.Close(s.fd)
-	}
-	s.open = false
-}
-
-func (s *socket) send(datagram []byte, files []*os.File) error {
-	if len(files) == 0 {
-		return sendNow(s.fd, datagram)
-	}
-	return sendFiles(s.fd, datagram, files)
-}
-
-// connect opens a socket to address. It stays out of the way of programs that
-// close all descriptors from 3 up: on a high number they are told EBADF here,
-// and do not find their next file where this package writes.
-func connect(address string) (fd int, err error) {
-	if !strings.HasPrefix(address, "/") && !strings.HasPrefix(address, "@") {
-		return -1, unix.EAFNOSUPPORT
-	}
-	if fd, err = highSocket(); err != nil {
-		return -1, err
-	}
-	// The kernel's name has a NUL where there is an @ here.
-	if err = unix.Connect(fd, &unix.SockaddrUnix{Name: address}); err == nil {
-		err = unix.SetNonblock(fd, true)
-	}
-	if err != nil {
-		unix.Close(fd)
-	}
-	return fd, err
-}
-
+// highSocket opens a socket out of the way of programs that close all
+// descriptors from 3 up: on a high number they are told EBADF here, and do not
+// find their next file where this package writes.
 func highSocket() (int, error) {
 	syscall.ForkLock.RLock() // nothing inherits it before it is close-on-exec
 	defer syscall.ForkLock.RUnlock()
@@ -224,10 +256,15 @@ func highSocket() (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	defer unix.Close(low)
 	fd, err := duplicateHigh(low)
+	if err == nil || low <= 2 {
+		unix.Close(low)
+	} else { // that was the last descriptor
+		fd, err = low, nil
+	}
 	if err == nil {
 		unix.CloseOnExec(fd)
+		err = unix.SetNonblock(fd, true)
 	}
 	return fd, err
 }
@@ -243,34 +280,70 @@ type datagram struct{ head, rest buffer }
 
 func (d *datagram) bytes() []byte { return d.head.data[:d.head.n] }
 
-// encode puts verb's own assignments first, STATUS and MAINPID next, and then
-// the other fields in order. Of several with one key the last counts. It tells whether
-// all but the end of STATUS fitted.
-func (d *datagram) encode(verb, fields []Field) bool {
-	d.head.reset()
-	d.rest.reset()
-	for i := range verb {
-		if key := verb[i].key; key != "STATUS" && key != "MAINPID" {
-			d.head.assign(last(key, verb, fields))
-		}
+func (d *datagram) build(address string, v *verb, fields []Field) ([]byte, error) {
+	if err := validate(fields); err != nil {
+		return nil, err
 	}
-	if mainPID := last("MAINPID", verb, fields); mainPID != nil {
-		d.rest.assign(mainPID)
+	if !d.encode(v, fields) {
+		return nil, failed("send", address, unix.EMSGSIZE)
 	}
+	return d.bytes(), nil
+}
+
+// encode puts the verb's own assignments first, STATUS and MAINPID next, and
+// then the other fields in order. Of several with one key the last counts. It
+// tells whether all but the end of STATUS fitted.
+func (d *datagram) encode(v *verb, fields []Field) bool {
+	head, rest := &d.head, &d.rest
+	head.n, rest.n = 0, 0
+	status, mainPID, others := v.status, v.mainPID, false
 	for i := range fields {
-		f := &fields[i]
-		if f.key != "STATUS" && f.key != "MAINPID" && last(f.key, nil, fields) == f && last(f.key, verb, nil) == nil {
-			d.rest.assign(f)
+		switch f := &fields[i]; f.key {
+		case "STATUS":
+			status = f
+		case "MAINPID":
+			mainPID = f
+		default:
+			others = true
 		}
 	}
-	room := maxDatagram - d.rest.n
-	if d.head.n > room || d.head.full || d.rest.full {
+	for i := range v.own {
+		f := &v.own[i]
+		if others {
+			f = last(f.key, f, fields)
+		}
+		if !head.assign(f, maxDatagram) {
+			return false
+		}
+	}
+	if mainPID != nil && !rest.assign(mainPID, maxDatagram) {
 		return false
 	}
-	if status := last("STATUS", verb, fields); status != nil {
-		d.head.assignText(status, room)
+	if others && !d.encodeOthers(v, fields) {
+		return false
 	}
-	d.head.n += copy(d.head.data[d.head.n:], d.rest.data[:d.rest.n])
+	room := maxDatagram - rest.n
+	if head.n > room {
+		return false
+	}
+	if status != nil {
+		head.assign(status, room)
+	}
+	head.n += copy(head.data[head.n:], rest.data[:rest.n])
+	return true
+}
+
+// encodeOthers puts into rest what has no place in front of it.
+func (d *datagram) encodeOthers(v *verb, fields []Field) bool {
+	for i := range fields {
+		f := &fields[i]
+		if f.key == "STATUS" || f.key == "MAINPID" || last(f.key, f, fields[i+1:]) != f || last(f.key, nil, v.own) != nil {
+			continue
+		}
+		if !d.rest.assign(f, maxDatagram) {
+			return false
+		}
+	}
 	return true
 }
 
@@ -283,92 +356,78 @@ func validate(fields []Field) error {
 	return nil
 }
 
-// last finds the field that counts for key, the caller's before verb's own.
-func last(key string, verb, fields []Field) *Field {
-	for i := len(fields) - 1; i >= 0; i-- {
+// last returns the last of fields with this key, or else f.
+func last(key string, f *Field, fields []Field) *Field {
+	for i := range fields {
 		if fields[i].key == key {
-			return &fields[i]
+			f = &fields[i]
 		}
 	}
-	for i := len(verb) - 1; i >= 0; i-- {
-		if verb[i].key == key {
-			return &verb[i]
-		}
-	}
-	return nil
+	return f
 }
 
-// buffer is a part of a datagram; full tells that something did not fit.
+// buffer is a part of a datagram.
 type buffer struct {
 	data [maxDatagram]byte
 	n    int
-	full bool
 }
 
-func (b *buffer) reset() { b.n, b.full = 0, false }
-
-// assign adds one line.
-func (b *buffer) assign(f *Field) {
-	switch {
-	case f.numeric:
-		b.add(f.key)
-		b.add("=")
-		b.addNumber(f.number)
-	case f.key == "BUSERROR":
-		b.full = !b.assignText(f, maxDatagram) || b.full
-		return
-	default:
-		b.add(f.key)
-		b.add("=")
-		b.addValue(f.text)
-	}
-	b.add("\n")
-}
-
-// add adds s, or what fits of it.
-func (b *buffer) add(s string) {
-	n := copy(b.data[b.n:], s)
-	b.n += n
-	b.full = b.full || n < len(s)
-}
-
-func (b *buffer) addNumber(n int64) {
-	var digits [20]byte // -9223372036854775808
-	s := strconv.AppendInt(digits[:0], n, 10)
-	b.full = b.full || copy(b.data[b.n:], s) < len(s)
-	b.n = min(b.n+len(s), maxDatagram)
-}
-
-// addValue doubles each backslash: systemd reads it as an escape.
-func (b *buffer) addValue(value string) {
-	for {
-		before, after, found := strings.Cut(value, `\`)
-		b.add(before)
-		if !found {
-			return
-		}
-		b.add(`\\`)
-		value = after
-	}
-}
-
-// assignText adds a line of text for people to read, of which it cuts what goes
-// beyond the first end bytes of the buffer; where not even the empty text fits
-// it adds nothing. It tells whether all of the text was added.
-func (b *buffer) assignText(f *Field, end int) (whole bool) {
-	if b.n+len(f.key)+len("=\n") > end {
+// assign adds one line in front of end and tells whether all of it fitted. Text
+// for people to read is cut where it does not.
+func (b *buffer) assign(f *Field, end int) (whole bool) {
+	end -= len("\n")
+	if b.n+len(f.key)+len("=") > end {
 		return false
 	}
-	b.add(f.key)
-	b.add("=")
-	whole = b.addText(f.text, end-len("\n"))
-	b.add("\n")
+	b.n += copy(b.data[b.n:], f.key)
+	b.addByte('=')
+	switch {
+	case f.numeric:
+		whole = b.addNumber(f.number, end)
+	case f.key == "STATUS" || f.key == "BUSERROR":
+		whole = b.addText(f.text, end)
+	default:
+		whole = b.addValue(f.text, end)
+	}
+	b.addByte('\n')
 	return whole
 }
 
-// addText replaces what must not reach a terminal or the next line and stops
-// before end, in front of the first rune that does not fit.
-func (b *buffer) addText(text string, end int) (whole bool) {
+func (b *buffer) addByte(c byte) {
+	b.data[b.n] = c
+	b.n++
+}
+
+func (b *buffer) addNumber(number int64, end int) bool {
+	sum := strconv.AppendInt(b.data[:b.n:end], number, 10)
+	if len(sum) > end {
+		return false
+	}
+	b.n = len(sum)
+	return true
+}
+
+// addValue doubles each backslash: systemd reads it as an escape.
+func (b *buffer) addValue(value string, end int) bool {
+	if b.n+len(value)+strings.Count(value, `\`) > end {
+		return false
+	}
+	for i := range len(value) {
+		if value[i] == '\\' {
+			b.addByte('\\')
+		}
+		b.addByte(value[i])
+	}
+	return true
+}
+
+// addText replaces what must not reach a terminal or the next line, and stops in
+// front of the first rune that does not fit.
+func (b *buffer) addText(text string, end int) bool {
+	if n := plain(text); b.n+n <= end {
+		b.n += copy(b.data[b.n:], text[:n])
+		text = text[n:]
+	}
 	for _, r := range text { // an invalid byte comes as U+FFFD
 		var encoded [utf8.UTFMax]byte
 		size := 1
@@ -379,8 +438,6 @@ func (b *buffer) addText(text string, end int) (whole bool) {
 			size = copy(encoded[:], `\\`)
 		case noncharacter(r):
 			size = utf8.EncodeRune(encoded[:], utf8.RuneError)
-		case r < utf8.RuneSelf:
-			encoded[0] = byte(r)
 		default:
 			size = utf8.EncodeRune(encoded[:], r)
 		}
@@ -390,6 +447,17 @@ func (b *buffer) addText(text string, end int) (whole bool) {
 		b.n += copy(b.data[b.n:], encoded[:size])
 	}
 	return true
+}
+
+// plain is the length of the text in front of the first byte that addText has
+// to look at.
+func plain(text string) int {
+	for i := range len(text) {
+		if c := text[i]; c-' ' >= 0x7f-' ' || c == '\\' {
+			return i
+		}
+	}
+	return len(text)
 }
 
 // noncharacter tells whether r is one of the code points that Unicode sets

@@ -144,9 +144,9 @@ func dieOf(signal unix.Signal) {
 
 // setName gives all threads the program's name: what was executed as
 // /proc/self/exe is called exe.
-func setName(name string) {
+func setName(name []byte) {
 	threads, _ := os.ReadDir("/proc/self/task")
 	for _, thread := range threads {
-		_ = os.WriteFile("/proc/self/task/"+thread.Name()+"/comm", []byte(name), 0)
+		_ = os.WriteFile("/proc/self/task/"+thread.Name()+"/comm", name, 0)
 	}
 }

@@ -35,4 +35,4 @@ func prepareExec() (undo func()) { return func() {} }
 func dieOf(unix.Signal) {}
 
 // setName has nothing to do: the program is executed by its own name.
-func setName(string) {}
+func setName([]byte) {}

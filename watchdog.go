@@ -14,8 +14,10 @@ import (
 // most 5 seconds for one that does not read. See [RunWatchdog] for a loop that
 // calls it.
 func Heartbeat() error {
-	return notify(brief, []Field{{key: "WATCHDOG", text: "1"}}, nil)
+	return notify(brief, heartbeatVerb, nil)
 }
+
+var heartbeatVerb = alwaysTheSame(verb{own: []Field{{key: "WATCHDOG", text: "1"}}})
 
 // WatchdogTimeout returns the time within which the supervisor wants to see a
 // heartbeat (WATCHDOG_USEC, see sd_watchdog_enabled(3)); beat at half of it.
@@ -85,7 +87,7 @@ func check(ctx context.Context, healthy func() error) (result error, ok bool) {
 	go func() { results <- healthy() }()
 	select {
 	case result = <-results:
-		return result, true
+		return result, ctx.Err() == nil // that ctx has ended is no complaint
 	case <-ctx.Done():
 		return nil, false
 	}
