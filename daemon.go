@@ -55,8 +55,8 @@
 //
 // # What if it must stay in the foreground?
 //
-// A process that is PID 1 or was started by it, or that systemd executed itself,
-// does not detach. For s6, runit and supervisord, which leave no trace, and for
+// A process that is PID 1, or was started by it or from outside its PID namespace,
+// or that systemd executed itself, does not detach. For s6, runit and supervisord, which leave no trace, and for
 // people, have a -f flag that calls [Foreground]. Type=forking is not served: the
 // cure is Type=notify.
 //
@@ -116,8 +116,9 @@ var (
 //     and the caller's shell gets its prompt back, with exit status 0, once
 //     that daemon in turn calls Ready. See [Detach]. A later Ready does nothing.
 //     A process that something holds on to stays in the foreground instead: one
-//     that is or was started by PID 1, that systemd itself executed
-//     (SYSTEMD_EXEC_PID), or that has called [Foreground].
+//     that is PID 1, or was started by it or from outside its PID namespace (a
+//     container), one that systemd itself executed (SYSTEMD_EXEC_PID), or one
+//     that has called [Foreground].
 //
 // A supervisor that is there but cannot be told is an error, never a reason to
 // detach; so is a detach in a `go test` run, in a setuid program, or where user,

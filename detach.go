@@ -341,23 +341,27 @@ var daemonized bool
 var self struct {
 	sync.Mutex
 	launcher int
-	pipe     int
-	pipeID   identity
+	pipe     held
+	null     held // /dev/null, which main may lose by a chroot
 	told     bool // that this process is ready
 }
 
-// begin makes this process the daemon of launcher, before main runs.
+// begin makes this process the daemon of launcher, before main runs. It does
+// without the runtime's poller, which would not survive a main that begins by
+// closing all descriptors.
 func begin(launcher, pipe string, name []byte) {
-	var err error
-	if self.launcher, err = strconv.Atoi(launcher); err != nil {
+	parent, err := strconv.Atoi(launcher)
+	if err != nil {
 		return
 	}
-	if self.pipe, err = strconv.Atoi(pipe); err != nil {
+	fd, err := strconv.Atoi(pipe)
+	if err != nil {
 		return
 	}
 	daemonized = true
-	self.pipeID, _ = identify(self.pipe)
-	unix.CloseOnExec(self.pipe)
+	unix.CloseOnExec(fd)
+	null, _ := openNull() // if not now, then by Ready
+	self.launcher, self.pipe, self.null = parent, hold(fd), hold(null)
 	setName(name)
 	for _, key := range []string{"LISTEN_PID", "WATCHDOG_PID"} {
 		if os.Getenv(key) == launcher {
@@ -383,11 +387,11 @@ func tellLauncher() error {
 	if err := leaveTerminal(); err != nil {
 		return err
 	}
-	if _, err := unix.Write(self.pipe, []byte{wordReady}); err != nil {
+	if _, err := unix.Write(self.pipe.fd, []byte{wordReady}); err != nil {
 		return failed("detach: tell", "launcher", err)
 	}
 	self.told = true
-	unix.Close(self.pipe)
+	unix.Close(self.pipe.fd)
 	return nil
 }
 
@@ -407,8 +411,8 @@ func findLauncher() error {
 	if unix.Getppid() != self.launcher {
 		return failed("detach: find launcher", "process "+strconv.Itoa(self.launcher), unix.ESRCH)
 	}
-	if id, err := identify(self.pipe); err != nil || id != self.pipeID {
-		return failed("detach: find launcher", "descriptor "+strconv.Itoa(self.pipe), unix.EBADF)
+	if !self.pipe.ours() {
+		return failed("detach: find launcher", "descriptor "+strconv.Itoa(self.pipe.fd), unix.EBADF)
 	}
 	return nil
 }
@@ -416,23 +420,30 @@ func findLauncher() error {
 // leaveTerminal makes this process the leader of a session without a terminal
 // (setsid(2)) and puts 0, 1 and 2 on /dev/null.
 func leaveTerminal() error {
-	null, err := unix.Open("/dev/null", unix.O_RDWR, 0)
-	if err != nil {
-		return failed("detach: open", "/dev/null", err)
+	null := self.null.fd
+	if !self.null.ours() {
+		var err error
+		if null, err = openNull(); err != nil {
+			return failed("detach: open", "/dev/null", err)
+		}
 	}
-	if null > 2 {
-		defer unix.Close(null)
-	}
+	defer unix.Close(null)
 	if _, err := unix.Setsid(); err != nil {
 		return failed("detach: setsid", "process "+strconv.Itoa(pid), err)
 	}
 	for fd := range 3 {
-		if fd == null {
-			continue
-		}
 		if err := duplicateTo(null, fd); err != nil {
 			return failed("detach: open /dev/null as", "descriptor "+strconv.Itoa(fd), err)
 		}
 	}
 	return nil
+}
+
+// openNull opens /dev/null on a high descriptor.
+func openNull() (fd int, err error) {
+	low, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	return moveHigh(low)
 }

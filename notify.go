@@ -192,10 +192,9 @@ func trySend(address string, v *verb, fields []Field, files []*os.File) (fd int,
 	return l.fd, err
 }
 
-// socket is the descriptor that stays open.
+// socket is opened once and connected as often as need be.
 type socket struct {
-	fd   int
-	id   identity             // of what fd stands for, unless the program has closed it
+	held
 	link atomic.Pointer[link] // nil: not connected
 }
 
@@ -220,8 +219,12 @@ func (s *socket) connect(address string) (*link, error) {
 	if !strings.HasPrefix(address, "/") && !strings.HasPrefix(address, "@") {
 		return nil, failed("connect", address, unix.EAFNOSUPPORT)
 	}
-	if err := s.open(); err != nil {
-		return nil, failed("connect", address, err)
+	if !s.ours() {
+		fd, err := openSocket()
+		if err != nil {
+			return nil, failed("connect", address, err)
+		}
+		s.held = hold(fd)
 	}
 	// An @ stands for a NUL. Not unix.SockaddrUnix: it refuses the longest name.
 	if err := syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: address}); err != nil {
@@ -231,42 +234,18 @@ func (s *socket) connect(address string) (*link, error) {
 	return s.link.Load(), nil
 }
 
-// open opens the socket where it is not open. It does not close what a program
-// that has closed the descriptor may have opened in its place.
-func (s *socket) open() error {
-	if id, err := identify(s.fd); err == nil && id == s.id {
-		return nil
-	}
-	fd, err := highSocket()
-	if err != nil {
-		return err
-	}
-	s.fd = fd
-	s.id, err = identify(fd)
-	return err
-}
-
-// highSocket opens a socket out of the way of programs that close all
-// descriptors from 3 up: on a high number they are told EBADF here, and do not
-// find their next file where this package writes.
-func highSocket() (int, error) {
+func openSocket() (fd int, err error) {
 	syscall.ForkLock.RLock() // nothing inherits it before it is close-on-exec
 	defer syscall.ForkLock.RUnlock()
 	low, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
 	if err != nil {
 		return -1, err
 	}
-	fd, err := duplicateHigh(low)
-	if err == nil || low <= 2 {
+	if err := unix.SetNonblock(low, true); err != nil {
 		unix.Close(low)
-	} else { // that was the last descriptor
-		fd, err = low, nil
+		return -1, err
 	}
-	if err == nil {
-		unix.CloseOnExec(fd)
-		err = unix.SetNonblock(fd, true)
-	}
-	return fd, err
+	return moveHigh(low)
 }
 
 // maxDatagram is the most that systemd takes; it drops the whole of a longer

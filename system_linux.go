@@ -147,6 +147,10 @@ func dieOf(signal unix.Signal) {
 func setName(name []byte) {
 	threads, _ := os.ReadDir("/proc/self/task")
 	for _, thread := range threads {
-		_ = os.WriteFile("/proc/self/task/"+thread.Name()+"/comm", name, 0)
+		fd, err := unix.Open("/proc/self/task/"+thread.Name()+"/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			_, _ = unix.Write(fd, name)
+			unix.Close(fd)
+		}
 	}
 }
