@@ -76,7 +76,6 @@
 package daemon
 
 import (
-	"context"
 	"os"
 	"strings"
 	"time"
@@ -134,7 +133,7 @@ func Ready(fields ...Field) error {
 	case Upstart:
 		return stopOnce()
 	case Systemd:
-		return send(context.Background(), address, patient, readyVerb, fields, nil)
+		return send(address, patient, readyVerb, fields)
 	}
 	return detach("Ready")
 }

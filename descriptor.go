@@ -42,37 +42,40 @@ func (h held) ours() bool {
 	return err == nil && id == h.id
 }
 
-// moveHigh moves fd out of the way of programs that close all descriptors from
-// 3 up, and makes it close-on-exec: on a high number such a program makes this
-// package see EBADF, and not the file that the program opens next.
+// moveHigh moves fd to a number that a program seldom reaches by itself, never
+// to 0, 1 or 2, and makes it close-on-exec. A program that closes all
+// descriptors from 3 up then makes this package see EBADF, and not the file that
+// the program opens next.
 func moveHigh(fd int) (int, error) {
-	high, err := duplicateHigh(fd)
+	// Not the highest: the kernel's table of descriptors grows with the number.
+	moved, err := duplicate(fd, 4000)
 	switch {
 	case err == nil:
 		unix.Close(fd)
 	case fd > 2: // it is the last descriptor that there was
-		high = fd
+		moved = fd
 	default:
 		unix.Close(fd)
 		return -1, err
 	}
-	unix.CloseOnExec(high)
-	return high, nil
+	unix.CloseOnExec(moved)
+	return moved, nil
 }
 
-// duplicateHigh duplicates fd to a number that a program seldom reaches by
-// itself, and never to 0, 1 or 2. It is not the highest there is: the kernel's
-// table of descriptors grows with the number.
-func duplicateHigh(fd int) (int, error) {
-	const high = 4000
-	lowest := high
+// firstTable is a number that the kernel's first table of 64 descriptors holds.
+// To grow the table of a process that has threads takes it milliseconds.
+const firstTable = 48
+
+// duplicate duplicates fd to the next free number from lowest up, or from as
+// high as there is room, but not to 0, 1 or 2.
+func duplicate(fd, lowest int) (int, error) {
 	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < high+16 {
-		lowest = max(int(limit.Cur)-16, 3)
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
+		lowest = int(min(uint64(lowest), max(uint64(limit.Cur), 19)-16))
 	}
-	duplicate, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD, lowest)
+	fd2, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD, lowest)
 	if err != nil { // no room up there
 		return unix.FcntlInt(uintptr(fd), unix.F_DUPFD, 3)
 	}
-	return duplicate, nil
+	return fd2, nil
 }

@@ -3,8 +3,6 @@
 package daemon
 
 import (
-	"bytes"
-	"encoding/hex"
 	"errors"
 	"os"
 	"os/exec"
@@ -66,19 +64,50 @@ func init() {
 	if !marked || secure() {
 		return
 	}
-	fields := strings.SplitN(value, "/", 5)
-	if len(fields) < 5 {
-		return
+	switch m, ok := parseMark(value); {
+	case !ok:
+	case m.role == "launcher" && m.pid == pid:
+		launch(m)
+	case m.role == "daemon":
+		begin(m)
 	}
-	role, parent, detail, directory := fields[0], fields[1], fields[2], fields[4]
-	name, err := hex.DecodeString(fields[3])
-	switch {
-	case err != nil:
-	case role == "launcher" && parent == strconv.Itoa(pid):
-		launch(detail, name, directory)
-	case role == "daemon":
-		begin(parent, detail, name)
+}
+
+// mark is what the marker says.
+type mark struct {
+	role      string // launcher or daemon
+	pid       int    // the launcher's
+	verb      string // launcher: Ready or Detach
+	pipe      int    // daemon: the descriptor through which it tells the launcher
+	name      string // what ps(1) shows
+	directory string // launcher: where to start the daemon; empty: here
+}
+
+// String makes the variable. A name may hold anything, so its length is there.
+func (m mark) String() string {
+	return marker + "=" + strings.Join([]string{
+		m.role, strconv.Itoa(m.pid), m.verb, strconv.Itoa(m.pipe), strconv.Itoa(len(m.name)), m.name + m.directory,
+	}, "/")
+}
+
+func parseMark(value string) (m mark, ok bool) {
+	fields := strings.SplitN(value, "/", 6)
+	if len(fields) < 6 {
+		return m, false
 	}
+	var numbers [3]int
+	for i, field := range []string{fields[1], fields[3], fields[4]} {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			return m, false
+		}
+		numbers[i] = n
+	}
+	length, rest := numbers[2], fields[5]
+	if length < 0 || length > len(rest) {
+		return m, false
+	}
+	return mark{fields[0], numbers[0], fields[2], numbers[1], rest[:length], rest[length:]}, true
 }
 
 // start is how this process was started: the launcher starts the daemon alike.
@@ -102,7 +131,7 @@ type credentials struct {
 
 // keptSignals are those that a Go program leaves ignored where its caller
 // ignored them: the runtime takes all others back (see os/signal).
-var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT}
+var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
 
 func (o *origin) keep() {
 	o.args, o.env = slices.Clone(os.Args), os.Environ()
@@ -112,7 +141,7 @@ func (o *origin) keep() {
 	o.path = o.findProgram()
 	o.parent = unix.Getppid()
 	for i, s := range keptSignals {
-		o.ignored[i] = signal.Ignored(s)
+		o.ignored[i] = isIgnored(s)
 	}
 }
 
@@ -120,7 +149,7 @@ func (o *origin) keep() {
 // since. Without /proc it trusts argv[0].
 func (o *origin) findProgram() string {
 	const self = "/proc/self/exe"
-	if _, err := os.Stat(self); err == nil {
+	if _, err := identifyPath(self); err == nil {
 		return self
 	}
 	path := o.args[0]
@@ -184,12 +213,12 @@ func replace(verb string) error {
 	if err != nil {
 		return err
 	}
-	mark := markerFor("launcher", verb, commandName(), directory)
+	m := mark{role: "launcher", pid: pid, verb: verb, name: commandName(), directory: directory}
 	keepFilesOnExec(true)
 	undo := prepareExec()
 	// A child on its way from fork to exec would hold on to our listeners.
 	syscall.ForkLock.Lock()
-	err = syscall.Exec(start.path, start.args, append(slices.Clip(start.env), mark))
+	err = syscall.Exec(start.path, start.args, append(slices.Clip(start.env), m.String()))
 	syscall.ForkLock.Unlock()
 	undo()
 	keepFilesOnExec(false)
@@ -212,23 +241,6 @@ func directoryToRestore() (string, error) {
 	return start.directory, nil
 }
 
-// commandName is the name that ps(1) shows of this process.
-func commandName() []byte {
-	name, err := os.ReadFile("/proc/self/comm")
-	if err != nil {
-		return []byte(filepath.Base(start.args[0]))
-	}
-	return bytes.TrimSuffix(name, []byte("\n"))
-}
-
-// markerFor makes the variable that init takes apart. It holds good for this
-// process, or for its child.
-func markerFor(role, detail string, name []byte, directory string) string {
-	return marker + "=" + strings.Join([]string{
-		role, strconv.Itoa(pid), detail, hex.EncodeToString(name), directory,
-	}, "/")
-}
-
 // What the launcher reads from the pipe: the daemon's word, or its own that the
 // daemon has ended. One reader of one pipe sees which came first.
 const (
@@ -238,17 +250,17 @@ const (
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
 // daemon says, or as the daemon ends.
-func launch(verb string, name []byte, directory string) {
-	setName(name)
-	if directory != "" {
-		exitOn("chdir", directory, unix.Chdir(directory))
+func launch(m mark) {
+	setName(m.name)
+	if m.directory != "" {
+		exitOn("chdir", m.directory, unix.Chdir(m.directory))
 		start.keep()
 	}
 	r, w, err := os.Pipe()
 	exitOn("open", "pipe", err)
 	signals := make(chan os.Signal, 8)
 	catch(signals, unix.SIGTERM, unix.SIGHUP)
-	daemon := startDaemon(name, w)
+	daemon := startDaemon(m.name, w)
 	// Not before there is a daemon for the terminal to interrupt.
 	catch(signals, unix.SIGINT, unix.SIGQUIT)
 	go passOn(signals, daemon)
@@ -264,20 +276,20 @@ func launch(verb string, name []byte, directory string) {
 	if word[0] == wordReady {
 		os.Exit(0)
 	}
-	endLike(verb, <-ended)
+	endLike(m.verb, <-ended)
 }
 
 // startDaemon starts the program once more, with another descriptor of the
 // pipe's end w that no descriptor of the caller's can be in the way of.
-func startDaemon(name []byte, w *os.File) (child int) {
+func startDaemon(name string, w *os.File) (child int) {
 	low, err := descriptor(w)
 	exitOn("open", "pipe", err)
-	pipe, err := duplicateHigh(low)
+	pipe, err := duplicate(low, firstTable)
 	exitOn("duplicate", "pipe", err)
 	defer unix.Close(pipe)
-	mark := markerFor("daemon", strconv.Itoa(pipe), name, "")
+	m := mark{role: "daemon", pid: pid, pipe: pipe, name: name}
 	child, err = syscall.ForkExec(start.path, start.args, &syscall.ProcAttr{
-		Env:   append(slices.Clip(start.env), mark),
+		Env:   append(slices.Clip(start.env), m.String()),
 		Files: []uintptr{0, 1, 2},
 	})
 	exitOn("start", start.path, err)
@@ -349,22 +361,14 @@ var self struct {
 // begin makes this process the daemon of launcher, before main runs. It does
 // without the runtime's poller, which would not survive a main that begins by
 // closing all descriptors.
-func begin(launcher, pipe string, name []byte) {
-	parent, err := strconv.Atoi(launcher)
-	if err != nil {
-		return
-	}
-	fd, err := strconv.Atoi(pipe)
-	if err != nil {
-		return
-	}
+func begin(m mark) {
 	daemonized = true
-	unix.CloseOnExec(fd)
+	unix.CloseOnExec(m.pipe)
 	null, _ := openNull() // if not now, then by Ready
-	self.launcher, self.pipe, self.null = parent, hold(fd), hold(null)
-	setName(name)
+	self.launcher, self.pipe, self.null = m.pid, hold(m.pipe), hold(null)
+	setName(m.name)
 	for _, key := range []string{"LISTEN_PID", "WATCHDOG_PID"} {
-		if os.Getenv(key) == launcher {
+		if os.Getenv(key) == strconv.Itoa(m.pid) {
 			os.Setenv(key, strconv.Itoa(pid))
 		}
 	}
@@ -439,11 +443,16 @@ func leaveTerminal() error {
 	return nil
 }
 
-// openNull opens /dev/null on a high descriptor.
+// openNull opens /dev/null, and not as 0, 1 or 2.
 func openNull() (fd int, err error) {
 	low, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
-	return moveHigh(low)
+	defer unix.Close(low)
+	fd, err = duplicate(low, firstTable)
+	if err == nil {
+		unix.CloseOnExec(fd)
+	}
+	return fd, err
 }

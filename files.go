@@ -3,7 +3,6 @@
 package daemon
 
 import (
-	"context"
 	"math"
 	"os"
 	"runtime"
@@ -122,7 +121,7 @@ func StoreFiles(name string, files ...*os.File) error {
 		}
 	}
 	for some := range slices.Chunk(files, maxRights) {
-		err := send(context.Background(), address, brief, named("FDSTORE", name), nil, some)
+		err := deliver(nil, address, brief, named("FDSTORE", name), nil, some)
 		if err != nil {
 			return err
 		}
@@ -141,7 +140,7 @@ func RemoveFiles(name string) error {
 	if !validName(name) {
 		return failed("remove files", strconv.Quote(name), unix.EINVAL)
 	}
-	return send(context.Background(), address, brief, named("FDSTOREREMOVE", name), nil, nil)
+	return send(address, brief, named("FDSTOREREMOVE", name), nil)
 }
 
 func named(key, name string) *verb {

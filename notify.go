@@ -26,7 +26,7 @@ func notify(limit time.Duration, v *verb, fields []Field) error {
 	if who != Systemd {
 		return nil
 	}
-	return send(context.Background(), address, limit, v, fields, nil)
+	return send(address, limit, v, fields)
 }
 
 // verb is what a call says by itself.
@@ -64,8 +64,11 @@ func Barrier(ctx context.Context) error {
 		return failed("barrier", address, err)
 	}
 	defer r.Close()
-	err = send(ctx, address, unlimited, barrierVerb, nil, []*os.File{w})
+	err = deliver(ctx.Done(), address, unlimited, barrierVerb, nil, []*os.File{w})
 	w.Close()
+	if ctx.Err() != nil {
+		return failed("barrier", address, ctx.Err())
+	}
 	if err != nil {
 		return err
 	}
@@ -92,36 +95,43 @@ func errnoOf(err error) (errno int, ok bool) {
 	return int(number), ok
 }
 
-// unlimited is the limit of a send that only its context ends.
-const unlimited time.Duration = 0
-
-// pollInterval is how long a sender waits for room before it looks again: the
-// lock is free meanwhile, and another sender may have opened another socket.
-const pollInterval = 100 * time.Millisecond
-
-// send sends one datagram, with files attached. It first tries without waiting;
-// where the queue is full it waits for room with the lock released, so that
-// each caller's limit is its own.
-func send(ctx context.Context, address string, limit time.Duration, v *verb, fields []Field, files []*os.File) error {
-	// What is the same each time needs neither the buffer nor its lock.
-	if l := notifier.socket.link.Load(); len(fields) == 0 && len(files) == 0 && v.alone != nil && l.reaches(address) {
+// send sends one datagram. What is the same each time needs neither the buffer
+// nor its lock.
+func send(address string, limit time.Duration, v *verb, fields []Field) error {
+	if l := notifier.socket.link.Load(); len(fields) == 0 && v.alone != nil && l.reaches(address) {
 		if sendNow(l.fd, v.alone) == nil {
 			return nil
 		}
 	}
+	return deliver(nil, address, limit, v, fields, nil)
+}
+
+// unlimited is the limit of a delivery that only done ends.
+const unlimited time.Duration = 0
+
+// pollInterval is how long a sender waits for room before it looks again:
+// another sender may have connected the socket to another address.
+const pollInterval = 100 * time.Millisecond
+
+// deliver sends one datagram, with files attached. It first tries without
+// waiting; where the queue is full it waits for room with the lock released, so
+// that each caller's limit is its own.
+func deliver(done <-chan struct{}, address string, limit time.Duration, v *verb, fields []Field, files []*os.File) error {
 	fd, err := trySend(address, v, fields, files)
-	if err == nil {
-		return nil
+	if !full(err) {
+		return err
 	}
 	for begin := time.Now(); full(err); {
 		waited := time.Since(begin)
-		switch {
-		case ctx.Err() != nil:
-			return failed("send", address, ctx.Err())
-		case limit != unlimited && (waited > limit || waited > brief && removed(address)):
+		if limit != unlimited && (waited > limit || waited > brief && removed(address)) {
 			return failed("send", address, os.ErrDeadlineExceeded)
 		}
-		waitForRoom(fd, err)
+		select {
+		case <-done:
+			return failed("send", address, os.ErrDeadlineExceeded)
+		default:
+			waitForRoom(fd, err)
+		}
 		fd, err = trySend(address, v, fields, files)
 	}
 	return err
@@ -130,8 +140,8 @@ func send(ctx context.Context, address string, limit time.Duration, v *verb, fie
 // removed tells whether the receiver has removed its socket. OpenRC does that
 // after READY=1, and keeps it open, and never reads again.
 func removed(address string) bool {
-	_, err := os.Lstat(address)
-	return address[0] == '/' && errors.Is(err, os.ErrNotExist)
+	_, err := identifyPath(address)
+	return address[0] == '/' && err == unix.ENOENT
 }
 
 // full tells whether a later try may find room: EAGAIN is a full queue, and so

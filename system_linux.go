@@ -1,7 +1,7 @@
 package daemon
 
 import (
-	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"unsafe"
@@ -79,6 +79,16 @@ func setAction(signal unix.Signal, action uintptr) (old sigaction) {
 	return old
 }
 
+// isIgnored is what signal.Ignored does not know of all signals.
+func isIgnored(signal unix.Signal) bool {
+	var action sigaction
+	rtSigaction(signal, nil, &action)
+	if mips {
+		return action[1] == ignoreAction
+	}
+	return action[0] == ignoreAction
+}
+
 func rtSigaction(signal unix.Signal, changed, old *sigaction) {
 	sigsetSize := uintptr(8)
 	if mips { // has 128 signals
@@ -142,14 +152,35 @@ func dieOf(signal unix.Signal) {
 	_ = raise(signal)
 }
 
+// commandName is the name that ps(1) shows of this process.
+func commandName() string {
+	var name [16]byte // TASK_COMM_LEN
+	fd, err := unix.Open("/proc/self/comm", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return filepath.Base(start.args[0])
+	}
+	defer unix.Close(fd)
+	n, _ := unix.Read(fd, name[:])
+	return strings.TrimSuffix(string(name[:max(n, 0)]), "\n")
+}
+
 // setName gives all threads the program's name: what was executed as
-// /proc/self/exe is called exe.
-func setName(name []byte) {
-	threads, _ := os.ReadDir("/proc/self/task")
+// /proc/self/exe is called exe. It does without the files of package os, which
+// would start the runtime's poller.
+func setName(name string) {
+	const tasks = "/proc/self/task"
+	directory, err := unix.Open(tasks, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(directory)
+	var entries [4096]byte
+	n, _ := unix.ReadDirent(directory, entries[:])
+	_, _, threads := unix.ParseDirent(entries[:max(n, 0)], -1, nil)
 	for _, thread := range threads {
-		fd, err := unix.Open("/proc/self/task/"+thread.Name()+"/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(tasks+"/"+thread+"/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
-			_, _ = unix.Write(fd, name)
+			_, _ = unix.Write(fd, []byte(name))
 			unix.Close(fd)
 		}
 	}

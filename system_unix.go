@@ -2,7 +2,11 @@
 
 package daemon
 
-import "golang.org/x/sys/unix"
+import (
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+)
 
 // What follows is how other Unixes do, as far as they can, what
 // system_linux.go does.
@@ -34,5 +38,10 @@ func prepareExec() (undo func()) { return func() {} }
 // dieOf returns: the launcher exits with 128+n.
 func dieOf(unix.Signal) {}
 
-// setName has nothing to do: the program is executed by its own name.
-func setName([]byte) {}
+func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
+
+// The program is executed by its own name.
+
+func commandName() string { return "" }
+
+func setName(string) {}
