@@ -364,8 +364,9 @@ var self struct {
 func begin(m mark) {
 	daemonized = true
 	unix.CloseOnExec(m.pipe)
+	self.launcher, self.pipe = m.pid, hold(m.pipe)
 	null, _ := openNull() // if not now, then by Ready
-	self.launcher, self.pipe, self.null = m.pid, hold(m.pipe), hold(null)
+	self.null = hold(null)
 	setName(m.name)
 	for _, key := range []string{"LISTEN_PID", "WATCHDOG_PID"} {
 		if os.Getenv(key) == strconv.Itoa(m.pid) {

@@ -5,6 +5,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -39,8 +40,7 @@ type verb struct {
 // alwaysTheSame is for a verb without a field that changes.
 func alwaysTheSame(v verb) *verb {
 	var d datagram
-	d.encode(&v, nil)
-	v.alone = slices.Clone(d.bytes())
+	v.alone = slices.Clone(d.encode(&v, nil))
 	return &v
 }
 
@@ -265,26 +265,27 @@ const maxDatagram = 4096
 // datagram is a notification in the making. Status, which is the one field
 // that may be cut, stands in front of fields that may not: those are encoded
 // first, into rest.
-type datagram struct{ head, rest buffer }
+type datagram struct{ head, rest [maxDatagram]byte }
 
-func (d *datagram) bytes() []byte { return d.head.data[:d.head.n] }
-
+// build encodes into d; it takes memory of its own only for what is too long.
 func (d *datagram) build(address string, v *verb, fields []Field) ([]byte, error) {
-	if err := validate(fields); err != nil {
-		return nil, err
+	for i := range fields {
+		if f := &fields[i]; f.invalid || f.key == "" {
+			return nil, failed("field", strconv.Quote(f.key), unix.EINVAL)
+		}
 	}
-	if !d.encode(v, fields) {
+	message := d.encode(v, fields)
+	if len(message) > maxDatagram {
 		return nil, failed("send", address, unix.EMSGSIZE)
 	}
-	return d.bytes(), nil
+	return message, nil
 }
 
 // encode puts the verb's own assignments first, STATUS and MAINPID next, and
-// then the other fields in order. Of several with one key the last counts. It
-// tells whether all but the end of STATUS fitted.
-func (d *datagram) encode(v *verb, fields []Field) bool {
-	head, rest := &d.head, &d.rest
-	head.n, rest.n = 0, 0
+// then the other fields in order. Of several with one key the last counts.
+// STATUS is cut, if that helps, to make it maxDatagram bytes.
+func (d *datagram) encode(v *verb, fields []Field) []byte {
+	head, rest := d.head[:0], d.rest[:0]
 	status, mainPID, others := v.status, v.mainPID, false
 	for i := range fields {
 		switch f := &fields[i]; f.key {
@@ -301,48 +302,32 @@ func (d *datagram) encode(v *verb, fields []Field) bool {
 		if others {
 			f = last(f.key, f, fields)
 		}
-		if !head.assign(f, maxDatagram) {
-			return false
-		}
+		head = appendField(head, f)
 	}
-	if mainPID != nil && !rest.assign(mainPID, maxDatagram) {
-		return false
+	if mainPID != nil {
+		rest = appendField(rest, mainPID)
 	}
-	if others && !d.encodeOthers(v, fields) {
-		return false
+	if others {
+		rest = appendOthers(rest, v, fields)
 	}
-	room := maxDatagram - rest.n
-	if head.n > room {
-		return false
+	if room := maxDatagram - len(rest) - len("\n"); status != nil && len(head)+len("STATUS=") <= room {
+		head = append(head, "STATUS="...)
+		head = appendText(head, status.text, room)
+		head = append(head, '\n')
 	}
-	if status != nil {
-		head.assign(status, room)
-	}
-	head.n += copy(head.data[head.n:], rest.data[:rest.n])
-	return true
+	return append(head, rest...)
 }
 
-// encodeOthers puts into rest what has no place in front of it.
-func (d *datagram) encodeOthers(v *verb, fields []Field) bool {
+// appendOthers appends what has no place of its own.
+func appendOthers(b []byte, v *verb, fields []Field) []byte {
 	for i := range fields {
 		f := &fields[i]
-		if f.key == "STATUS" || f.key == "MAINPID" || last(f.key, f, fields[i+1:]) != f || last(f.key, nil, v.own) != nil {
-			continue
-		}
-		if !d.rest.assign(f, maxDatagram) {
-			return false
+		own := f.key == "STATUS" || f.key == "MAINPID" || last(f.key, nil, v.own) != nil
+		if !own && last(f.key, f, fields[i+1:]) == f {
+			b = appendField(b, f)
 		}
 	}
-	return true
-}
-
-func validate(fields []Field) error {
-	for i := range fields {
-		if f := &fields[i]; f.invalid || f.key == "" {
-			return failed("field", strconv.Quote(f.key), unix.EINVAL)
-		}
-	}
-	return nil
+	return b
 }
 
 // last returns the last of fields with this key, or else f.
@@ -355,66 +340,37 @@ func last(key string, f *Field, fields []Field) *Field {
 	return f
 }
 
-// buffer is a part of a datagram.
-type buffer struct {
-	data [maxDatagram]byte
-	n    int
-}
-
-// assign adds one line in front of end and tells whether all of it fitted. Text
-// for people to read is cut where it does not.
-func (b *buffer) assign(f *Field, end int) (whole bool) {
-	end -= len("\n")
-	if b.n+len(f.key)+len("=") > end {
-		return false
-	}
-	b.n += copy(b.data[b.n:], f.key)
-	b.addByte('=')
+// appendField appends one line.
+func appendField(b []byte, f *Field) []byte {
+	b = append(b, f.key...)
+	b = append(b, '=')
 	switch {
 	case f.numeric:
-		whole = b.addNumber(f.number, end)
-	case f.key == "STATUS" || f.key == "BUSERROR":
-		whole = b.addText(f.text, end)
+		b = strconv.AppendInt(b, f.number, 10)
+	case f.key == "BUSERROR":
+		b = appendText(b, f.text, math.MaxInt)
 	default:
-		whole = b.addValue(f.text, end)
+		b = appendValue(b, f.text)
 	}
-	b.addByte('\n')
-	return whole
+	return append(b, '\n')
 }
 
-func (b *buffer) addByte(c byte) {
-	b.data[b.n] = c
-	b.n++
-}
-
-func (b *buffer) addNumber(number int64, end int) bool {
-	sum := strconv.AppendInt(b.data[:b.n:end], number, 10)
-	if len(sum) > end {
-		return false
-	}
-	b.n = len(sum)
-	return true
-}
-
-// addValue doubles each backslash: systemd reads it as an escape.
-func (b *buffer) addValue(value string, end int) bool {
-	if b.n+len(value)+strings.Count(value, `\`) > end {
-		return false
-	}
+// appendValue doubles each backslash: systemd reads it as an escape.
+func appendValue(b []byte, value string) []byte {
 	for i := range len(value) {
 		if value[i] == '\\' {
-			b.addByte('\\')
+			b = append(b, '\\')
 		}
-		b.addByte(value[i])
+		b = append(b, value[i])
 	}
-	return true
+	return b
 }
 
-// addText replaces what must not reach a terminal or the next line, and stops in
-// front of the first rune that does not fit.
-func (b *buffer) addText(text string, end int) bool {
-	if n := plain(text); b.n+n <= end {
-		b.n += copy(b.data[b.n:], text[:n])
+// appendText replaces what must not reach a terminal or the next line. It stops
+// in front of the first rune with which b would be longer than end.
+func appendText(b []byte, text string, end int) []byte {
+	if n := plain(text); len(b)+n <= end {
+		b = append(b, text[:n]...)
 		text = text[n:]
 	}
 	for _, r := range text { // an invalid byte comes as U+FFFD
@@ -430,19 +386,19 @@ func (b *buffer) addText(text string, end int) bool {
 		default:
 			size = utf8.EncodeRune(encoded[:], r)
 		}
-		if b.n+size > end {
-			return false
+		if len(b)+size > end {
+			break
 		}
-		b.n += copy(b.data[b.n:], encoded[:size])
+		b = append(b, encoded[:size]...)
 	}
-	return true
+	return b
 }
 
-// plain is the length of the text in front of the first byte that addText has
+// plain is the length of the text in front of the first byte that appendText has
 // to look at.
 func plain(text string) int {
 	for i := range len(text) {
-		if c := text[i]; c-' ' >= 0x7f-' ' || c == '\\' {
+		if c := text[i]; c < ' ' || c >= 0x7f || c == '\\' {
 			return i
 		}
 	}
