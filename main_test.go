@@ -14,10 +14,15 @@ var programs = map[string]func(){}
 
 const testProgram = "DAEMON_TEST_PROGRAM"
 
+// stopSystemd ends the systemd that systemdboot_test.go may have booted.
+var stopSystemd = func() {}
+
 func TestMain(m *testing.M) {
 	name, ok := os.LookupEnv(testProgram)
 	if !ok {
-		os.Exit(m.Run())
+		code := m.Run()
+		stopSystemd()
+		os.Exit(code)
 	}
 	run, ok := programs[name]
 	if !ok {
@@ -46,7 +51,7 @@ func program(t testing.TB, name string, args ...string) *exec.Cmd {
 // bareEnvironment is this process's environment without what a supervisor
 // may have left in it.
 func bareEnvironment() []string {
-	var bare []string
+	bare := []string{"GORACE=atexit_sleep_ms=0"} // a second otherwise, at each exit
 	for _, key := range []string{"PATH", "HOME", "TMPDIR", "TERM", "LANG", "GOCOVERDIR"} {
 		if value, ok := os.LookupEnv(key); ok {
 			bare = append(bare, key+"="+value)

@@ -50,8 +50,9 @@ func WatchdogTimeout() (time.Duration, error) {
 // RunWatchdog sends a heartbeat at once and then every half of
 // [WatchdogTimeout] for as long as healthy returns nil; a nil healthy means
 // always. Where healthy returns an error the beat is left out and the error
-// shown as STATUS, which the next success clears; where it blocks there is no
-// beat either, and the supervisor restarts the service. A beat that cannot be
+// shown as STATUS, which the next success clears; it is called again after an
+// eighth of the timeout then. Where it blocks there is no beat either, and the
+// supervisor restarts the service. A beat that cannot be
 // sent is no reason to stop: the next one may get through.
 //
 // It returns nil when ctx ends, even while healthy blocks, and at once where
@@ -62,12 +63,17 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 	if timeout == 0 {
 		return err
 	}
-	ticker := time.NewTicker(timeout / 2)
+	period := pause(timeout, nil)
+	ticker := time.NewTicker(period)
 	defer ticker.Stop()
 	var w watchdog
 	for ctx.Err() == nil {
 		if result, ok := check(ctx, healthy); ok {
 			w.report(result)
+			if p := pause(timeout, result); p != period {
+				period = p
+				ticker.Reset(period)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -75,6 +81,15 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 		}
 	}
 	return nil
+}
+
+// pause is the time until the next check: a half of timeout, or less after a
+// failure, since the second half would end when the supervisor's patience does.
+func pause(timeout time.Duration, result error) time.Duration {
+	if result != nil {
+		return timeout / 8
+	}
+	return timeout / 2
 }
 
 // check runs healthy in a goroutine of its own, so that one that blocks does

@@ -1,0 +1,301 @@
+//go:build linux
+
+package daemontest
+
+import (
+	"context"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// grace is how long processes have to end after a SIGTERM, before they get a
+// SIGKILL.
+var grace = 5 * time.Second
+
+// A parent is a process of its own that starts a command as init or a shell
+// does, adopts what the command leaves behind, reports what becomes of them
+// and lets none of them outlive the test. This is the test's end of it;
+// parent_process.go is what runs there.
+type parent struct {
+	t         TB
+	cmd       *exec.Cmd // the parent process
+	orders    *os.File  // once it is closed, the parent ends everything
+	send      *gob.Encoder
+	reports   record[report]
+	asked     atomic.Int64 // orders
+	cancelled atomic.Bool  // the context of the test's command has ended
+	once      sync.Once
+}
+
+// A task is what a parent is asked to do: the first thing that it reads.
+type task struct {
+	Role   role
+	Path   string
+	Args   []string
+	Env    []string
+	Dir    string
+	Attr   syscall.SysProcAttr
+	Files  int // how many descriptors the command gets beside the standard three
+	Grace  time.Duration
+	Prompt []byte // asShell: written to the terminal when the command has ended
+}
+
+// A role is whom the parent stands in for.
+type role int
+
+const (
+	asInit role = iota
+	asShell
+)
+
+// An order is what a parent is asked for later: to send Signal to PID, which
+// is a child of it, or, where PID is 0, to continue the command in the
+// foreground of the terminal.
+type order struct {
+	Number int // 1, 2 and so on
+	PID    int
+	Signal syscall.Signal
+}
+
+// A report is what a parent says.
+type report struct {
+	Event event
+
+	Order int           // hasObeyed: the order's number
+	Errno syscall.Errno // hasObeyed: why it could not
+
+	PID      int
+	Status   syscall.WaitStatus // hasStopped, hasEnded
+	After    time.Duration      // since the command was started
+	State    string             // hasStopped: as in /proc/PID/stat
+	Answered bool               // hasStopped: it has been continued
+	Left     []int              // hasEnded, of the command: the children it left, the daemon first
+
+	Err string // hasNotStarted, hasFailed
+}
+
+// An event is what a report is about.
+type event int
+
+const (
+	hasStarted    event = iota // the command
+	hasNotStarted              // the command
+	hasStopped                 // a child of the parent
+	hasEnded                   // a child of the parent
+	hasObeyed                  // the parent, an order
+	hasFailed                  // the parent, to end all processes
+)
+
+// startParent has a parent start cmd in the role that do names, and returns
+// when it runs, with its pid. The environment is that of cmd, without
+// supervisor and with what do adds to it. The terminal, if not nil, becomes
+// the controlling terminal. Everything is ended when the test ends.
+func startParent(t TB, cmd *exec.Cmd, do task, terminal *os.File) (*parent, int, error) {
+	p := &parent{t: t}
+	if err := p.start(cmd, terminal); err != nil {
+		return nil, 0, err
+	}
+	t.Cleanup(p.end)
+	do.Path, do.Args, do.Dir = cmd.Path, cmd.Args, cmd.Dir
+	if len(do.Args) == 0 {
+		do.Args = []string{cmd.Path}
+	}
+	do.Env = append(unsupervised(cmd), do.Env...)
+	do.Files, do.Grace = len(cmd.ExtraFiles), grace
+	p.send.Encode(do) // where this fails there is no report
+	first, err := p.find(context.Background(), func(report) bool { return true })
+	switch {
+	case err != nil:
+		return nil, 0, errors.New("the parent process has ended at once")
+	case first.Event == hasNotStarted:
+		return nil, 0, errors.New(first.Err)
+	}
+	return p, first.PID, nil
+}
+
+// start starts the parent process.
+func (p *parent) start(cmd *exec.Cmd, terminal *os.File) error {
+	ordersIn, orders, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer ordersIn.Close()
+	reports, reportsOut, err := os.Pipe()
+	if err != nil {
+		orders.Close()
+		return err
+	}
+	defer reportsOut.Close()
+	p.orders, p.send = orders, gob.NewEncoder(orders)
+	if err = p.command(cmd, ordersIn, reportsOut, terminal); err == nil {
+		err = p.cmd.Start()
+	}
+	if err != nil {
+		closeAll([]*os.File{orders, reports})
+		return err
+	}
+	go p.listen(reports)
+	return nil
+}
+
+// command sets p.cmd. It is a copy of the test's command, with its standard
+// streams and its context, so that these mean what they mean to os/exec; the
+// command inherits the descriptors from the parent process.
+func (p *parent) command(cmd *exec.Cmd, orders, reports, terminal *os.File) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	c := *cmd
+	c.Path, c.Args, c.Env, c.Dir = self, []string{parentName}, nil, ""
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	c.ExtraFiles = []*os.File{ordersFD - 3: orders, reportsFD - 3: reports}
+	if terminal != nil {
+		c.ExtraFiles = append(c.ExtraFiles, terminal)
+		c.SysProcAttr.Setctty, c.SysProcAttr.Ctty = true, terminalFD
+	}
+	c.ExtraFiles = append(c.ExtraFiles, cmd.ExtraFiles...)
+	if c.Cancel != nil {
+		c.Cancel = func() error {
+			p.cancelled.Store(true)
+			return p.orders.Close()
+		}
+		c.WaitDelay = max(c.WaitDelay, 3*grace) // until then the parent has ended its children
+	}
+	p.cmd = &c
+	return nil
+}
+
+// listen takes the reports of the parent process until it has ended.
+func (p *parent) listen(reports *os.File) {
+	defer reports.Close()
+	defer p.reports.end()
+	decoder := gob.NewDecoder(reports)
+	for {
+		var r report
+		if decoder.Decode(&r) != nil {
+			return
+		}
+		p.reports.add(r)
+	}
+}
+
+// find waits for the first report that match is true of.
+func (p *parent) find(ctx context.Context, match func(report) bool) (found report, err error) {
+	err = p.reports.wait(ctx, func(all []report) bool {
+		i := slices.IndexFunc(all, match)
+		if i >= 0 {
+			found = all[i]
+		}
+		return i >= 0
+	})
+	return found, err
+}
+
+// ask gives an order and returns when it has been carried out. The error is
+// ESRCH where the process that it is about has ended.
+func (p *parent) ask(o order) error {
+	o.Number = int(p.asked.Add(1))
+	if err := p.send.Encode(o); err != nil {
+		return syscall.ESRCH // the parent has ended, which it does last
+	}
+	done, err := p.find(context.Background(), func(r report) bool {
+		return r.Event == hasObeyed && r.Order == o.Number
+	})
+	switch {
+	case err != nil:
+		return syscall.ESRCH
+	case done.Errno != 0:
+		return done.Errno
+	}
+	return nil
+}
+
+// processes are the pids of all that there are below the parent.
+func (p *parent) processes() []int {
+	if p.reports.hasEnded() {
+		return nil
+	}
+	return descendants(p.cmd.Process.Pid)
+}
+
+// end ends every process below the parent, and the parent. It returns when
+// they are gone and all that they have written to a writer of the test's has
+// arrived there. It fails the test if one of them cannot be ended.
+func (p *parent) end() {
+	p.t.Helper()
+	p.once.Do(func() {
+		p.t.Helper()
+		p.orders.Close()
+		p.cmd.Wait() // how the parent ended; how the command did is in the reports
+		stuck, err := p.find(context.Background(), func(r report) bool { return r.Event == hasFailed })
+		if err == nil {
+			p.t.Fatalf("daemontest: %s", stuck.Err)
+		}
+	})
+}
+
+// A Process is a process that a test has started here, or that such a process
+// has left behind.
+type Process struct {
+	// PID is its process id. It is 0 where there is no such process.
+	PID int
+
+	parent *parent
+}
+
+// Signal sends sig to the process, as kill(2) does. The error is ESRCH where
+// the process has ended or there is none.
+func (p *Process) Signal(sig syscall.Signal) error {
+	if p.PID == 0 {
+		return syscall.ESRCH
+	}
+	return p.parent.ask(order{PID: p.PID, Signal: sig})
+}
+
+// Wait waits until the process has ended, and says how. It fails the test if
+// there is no such process, and if ctx ends earlier, or Timeout passes where
+// ctx has no deadline, with what the process has done until then.
+func (p *Process) Wait(ctx context.Context) syscall.WaitStatus {
+	p.parent.t.Helper()
+	last, err := p.end(ctx)
+	if err != nil {
+		p.parent.t.Fatalf("daemontest: process %d has not ended: %v%s", p.PID, err, p.history())
+	}
+	return last.Status
+}
+
+// end waits for the report of the process's end.
+func (p *Process) end(ctx context.Context) (report, error) {
+	if p.PID == 0 {
+		return report{}, errors.New("there is no such process")
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	return p.parent.find(ctx, func(r report) bool { return r.Event == hasEnded && r.PID == p.PID })
+}
+
+// history is what the process did until now, for messages.
+func (p *Process) history() (text string) {
+	for _, r := range p.parent.reports.all() {
+		if r.Event != hasStopped || r.PID != p.PID {
+			continue
+		}
+		text += fmt.Sprintf("; it %s after %v", describe(r.Status), r.After)
+		if r.Answered {
+			text += " and was continued"
+		}
+	}
+	if now, err := readProcess(p.PID); err == nil {
+		text += "; it is in state " + now.state
+	}
+	return text
+}

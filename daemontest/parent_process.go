@@ -1,0 +1,301 @@
+//go:build linux
+
+package daemontest
+
+import (
+	"cmp"
+	"encoding/gob"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The argv[0] that make the test binary a parent process, or what a shell's
+// child is until it becomes the command.
+const (
+	parentName = "daemontest-parent"
+	childName  = "daemontest-child"
+)
+
+// The descriptors of a parent process, after the command's standard streams.
+const (
+	ordersFD   = 3 + iota
+	reportsFD  // the command's further descriptors follow it, if it is init
+	terminalFD // or this, if it is a shell
+)
+
+func init() {
+	// syscall.Exit, because os.Exit takes a second under the race detector.
+	switch {
+	case len(os.Args) == 1 && os.Args[0] == parentName:
+		syscall.Exit(runParent())
+	case len(os.Args) > 3 && os.Args[0] == childName:
+		syscall.Exit(runChild())
+	}
+}
+
+// runParent is the main function of the parent process. It returns when there
+// is no process left below it.
+func runParent() int {
+	orders := gob.NewDecoder(os.NewFile(ordersFD, "orders"))
+	f := family{
+		reports: gob.NewEncoder(os.NewFile(reportsFD, "reports")),
+		told:    map[int]bool{},
+	}
+	if orders.Decode(&f.task) != nil {
+		return 1
+	}
+	if err := f.start(); err != nil {
+		f.report(report{Event: hasNotStarted, Err: err.Error()})
+		return 1
+	}
+	go f.obey(orders)
+	f.watch()
+	return 0
+}
+
+// A family is the command and all that comes of it, as the parent sees them.
+type family struct {
+	task    task
+	reports *gob.Encoder
+	command int // its pid
+	started time.Time
+
+	// mu is held to wait for a process and to signal one, so that no signal
+	// goes to a pid whose process is gone and which may be another's now.
+	mu       sync.Mutex
+	gone     bool           // the command has ended
+	answered bool           // asInit: its SIGSTOP
+	ending   syscall.Signal // not 0: nobody is to live on, and this tells them so
+	told     map[int]bool   // who has had the SIGTERM
+}
+
+// start starts the command.
+func (f *family) start() (err error) {
+	// Adopt what the command leaves behind, as init does.
+	if err = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return os.NewSyscallError("prctl", err)
+	}
+	if err = closeOnExec(); err != nil {
+		return err
+	}
+	f.started = time.Now()
+	files := f.files()
+	switch f.task.Role {
+	case asInit:
+		err = f.fork(f.task.Path, f.task.Args, files)
+	case asShell:
+		err = f.forkAsShell(files)
+	}
+	if err != nil {
+		return err
+	}
+	f.letGo(files)
+	f.report(report{Event: hasStarted, PID: f.command})
+	return nil
+}
+
+// files are the descriptors that become the command's 0, 1, 2 and so on.
+func (f *family) files() []uintptr {
+	files := []uintptr{0, 1, 2}
+	next := terminalFD
+	if f.task.Role == asShell {
+		next++
+	}
+	for i := range f.task.Files {
+		files = append(files, uintptr(next+i))
+	}
+	return files
+}
+
+// fork starts path as the command's process.
+func (f *family) fork(path string, args []string, files []uintptr) (err error) {
+	f.command, err = syscall.ForkExec(path, args, &syscall.ProcAttr{
+		Dir: f.task.Dir, Env: f.task.Env, Files: files, Sys: &f.task.Attr,
+	})
+	if err != nil {
+		return fmt.Errorf("fork/exec %s in directory %q: %w", f.task.Path, f.task.Dir, err)
+	}
+	return nil
+}
+
+// closeOnExec keeps from the command what it is not given: the descriptors
+// between parent and test, and those that the test was started with.
+func closeOnExec() error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if fd, err := strconv.Atoi(entry.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
+}
+
+// letGo closes the command's descriptors here, so that a reader of its output
+// sees the end of it.
+func (f *family) letGo(files []uintptr) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	for _, fd := range files {
+		if fd > 2 || err != nil {
+			unix.Close(int(fd))
+		} else {
+			unix.Dup3(int(null.Fd()), int(fd), unix.O_CLOEXEC)
+		}
+	}
+}
+
+func (f *family) report(r report) {
+	f.reports.Encode(r) // where no one listens any more, orders has ended too
+}
+
+// obey carries out orders until they end: because the test has, in whatever
+// way.
+func (f *family) obey(orders *gob.Decoder) {
+	for {
+		var o order
+		if orders.Decode(&o) != nil {
+			break
+		}
+		f.report(report{Event: hasObeyed, Order: o.Number, Errno: f.carryOut(o)})
+	}
+	f.end(unix.SIGTERM)
+	time.Sleep(f.task.Grace) // the process exits as soon as it has no children
+	f.end(unix.SIGKILL)
+	time.Sleep(Timeout)
+	f.report(report{Event: hasFailed, Err: fmt.Sprintf("these processes could not be killed: %v", descendants(os.Getpid()))})
+	syscall.Exit(1)
+}
+
+func (f *family) carryOut(o order) syscall.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if o.PID == 0 {
+		return f.resume()
+	}
+	if p, err := readProcess(o.PID); err != nil || p.parent != os.Getpid() {
+		return unix.ESRCH
+	}
+	errno, _ := unix.Kill(o.PID, o.Signal).(syscall.Errno)
+	return errno
+}
+
+// watch sees processes stop and end until none is left.
+func (f *family) watch() {
+	for {
+		err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WSTOPPED|unix.WNOWAIT, nil)
+		if err == unix.ECHILD {
+			return
+		}
+		f.look()
+	}
+}
+
+// look takes notice of what watch has seen.
+func (f *family) look() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var status unix.WaitStatus
+	pid, err := unix.Wait4(-1, &status, unix.WNOHANG|unix.WUNTRACED, nil)
+	if err != nil || pid == 0 {
+		return
+	}
+	r := report{PID: pid, Status: syscall.WaitStatus(status), After: time.Since(f.started)}
+	switch {
+	case !status.Stopped():
+		f.hasEnded(r)
+	case pid == f.command:
+		f.hasStopped(r)
+	}
+}
+
+// hasStopped answers the command's stop as the parent's role demands.
+func (f *family) hasStopped(r report) {
+	r.Event = hasStopped
+	if p, err := readProcess(r.PID); err == nil {
+		r.State = p.state
+	}
+	switch f.task.Role {
+	case asInit:
+		// Once: `expect stop` is over then.
+		r.Answered = r.Status.StopSignal() == unix.SIGSTOP && !f.answered
+		if r.Answered {
+			f.answered = true
+			unix.Kill(r.PID, unix.SIGCONT)
+		}
+	case asShell:
+		f.foreground(os.Getpid())
+	}
+	f.report(r)
+}
+
+// hasEnded takes notice of a child's end.
+func (f *family) hasEnded(r report) {
+	r.Event = hasEnded
+	delete(f.told, r.PID)
+	if r.PID == f.command {
+		f.gone = true
+		r.Left = f.left()
+		f.prompt()
+	}
+	f.report(r)
+	if f.task.Role == asInit && r.PID == f.command {
+		f.ending = unix.SIGKILL // a job is its main process
+	}
+	f.tell()
+}
+
+// left are the children that remain of the command: those that lead a session
+// first, as a daemon does, and then the oldest.
+func (f *family) left() (pids []int) {
+	all := children(os.Getpid())
+	slices.SortFunc(all, func(a, b process) int {
+		if leads := a.session == a.pid; leads != (b.session == b.pid) {
+			if leads {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.start, b.start)
+	})
+	for _, p := range all {
+		pids = append(pids, p.pid)
+	}
+	return pids
+}
+
+// end has every process end: by a SIGTERM, or by a SIGKILL, which stays.
+func (f *family) end(sig syscall.Signal) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ending != unix.SIGKILL {
+		f.ending = sig
+	}
+	f.tell()
+}
+
+// tell has each child end, if that is due. What a child leaves behind is a
+// child too, once it has ended, and then it is told.
+func (f *family) tell() {
+	if f.ending == 0 {
+		return
+	}
+	for _, p := range children(os.Getpid()) {
+		switch {
+		case f.ending == unix.SIGKILL:
+			unix.Kill(p.pid, unix.SIGKILL)
+		case !f.told[p.pid]:
+			f.told[p.pid] = true
+			unix.Kill(p.pid, unix.SIGTERM)
+			unix.Kill(p.pid, unix.SIGCONT)
+		}
+	}
+}

@@ -1,0 +1,163 @@
+//go:build linux
+
+package daemontest
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Job is a command that runs as an upstart job. Its PID is that of the main
+// process, the one that was started; Signal and Wait are about it too.
+type Job struct {
+	Process
+
+	// Ready is the stop by which the job said that it is ready.
+	Ready Stop
+}
+
+// A Stop is that of a job's main process.
+type Stop struct {
+	// Signal is what stopped it.
+	Signal syscall.Signal
+
+	// After is the time from the start of the process until init saw it stop.
+	After time.Duration
+
+	// State is what /proc/PID/stat said then: "T" is stopped.
+	State string
+
+	// Answered reports whether init then sent SIGCONT. It does so once, and
+	// only for a SIGSTOP; a process that stops otherwise stays stopped until
+	// someone else continues it.
+	Answered bool
+}
+
+// Upstart starts cmd as upstart starts a job with `expect stop` and no other
+// process: in a session of its own, with UPSTART_JOB and UPSTART_INSTANCE in
+// its environment and without what other supervisors leave there. It returns
+// once the started process has been stopped by SIGSTOP and continued, which
+// for upstart is when the job has started.
+//
+// It fails the test with what happened instead: the command can't be started,
+// the process ended or was stopped by another signal, or nothing happened
+// for the length of Timeout. A second stop is no failure, but it is never
+// answered, as init would not: Stops tells, and the test's log at its end.
+//
+// cmd is not started itself but describes the job: its fields mean what they
+// mean to os/exec, StdoutPipe works, and so does the context of
+// exec.CommandContext; but cmd.Process stays nil. SysProcAttr may name
+// another user or, with Setpgid, no session of its own.
+//
+// The job and all that came of it are ended when its main process ends, and
+// when the test ends: by SIGTERM and SIGCONT, five seconds later by SIGKILL.
+func Upstart(t TB, cmd *exec.Cmd) *Job {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Timeout)
+	defer cancel()
+	return upstart(ctx, t, cmd)
+}
+
+func upstart(ctx context.Context, t TB, cmd *exec.Cmd) *Job {
+	t.Helper()
+	var printed transcript // for a failure, if the caller does not want it
+	c := *cmd
+	if c.Stdout == nil {
+		c.Stdout = &printed
+	}
+	if c.Stderr == nil {
+		c.Stderr = &printed
+	}
+	p, pid, err := startParent(t, &c, jobTask(cmd), nil)
+	if err != nil {
+		t.Fatalf("daemontest: upstart job: %v", err)
+		return nil
+	}
+	j := &Job{Process: Process{PID: pid, parent: p}}
+	t.Cleanup(j.logUnanswered)
+	first, err := p.find(ctx, func(r report) bool { return r.Event == hasStopped || r.Event == hasEnded && r.PID == pid })
+	if err != nil || !first.Answered {
+		what := j.instead(first, err)
+		p.end() // before printed is complete
+		t.Fatalf("daemontest: upstart job %s %s; it printed %q", cmd.Path, what, printed.all())
+		return nil
+	}
+	j.Ready = stop(first)
+	return j
+}
+
+// jobTask is what is special about a job: init(5), and job_process_spawn in
+// upstart's init/job_process.c.
+func jobTask(cmd *exec.Cmd) task {
+	do := task{
+		Role: asInit,
+		Env:  []string{"UPSTART_JOB=" + filepath.Base(cmd.Path), "UPSTART_INSTANCE="},
+	}
+	if cmd.SysProcAttr != nil {
+		do.Attr = *cmd.SysProcAttr
+	}
+	do.Attr.Setsid = !do.Attr.Setpgid
+	return do
+}
+
+// instead says what a job did that has not stopped itself.
+func (j *Job) instead(first report, err error) (what string) {
+	switch {
+	case err != nil:
+		what = fmt.Sprintf("has not stopped itself: %v%s", err, j.history())
+	case first.Event == hasStopped:
+		what = fmt.Sprintf("%s after %v: `expect stop` is about SIGSTOP", describe(first.Status), first.After)
+	default:
+		what = fmt.Sprintf("%s after %v and had not stopped itself", describe(first.Status), first.After)
+	}
+	if len(first.Left) > 0 {
+		what += fmt.Sprintf(", and left process %d behind: `expect stop` is about the process that was started", first.Left[0])
+	}
+	if j.parent.cancelled.Load() {
+		what += ", its context having ended"
+	}
+	return what
+}
+
+// Stops are all the stops of the main process so far, in order; the one in
+// Ready is among them. Signals that stop it again before it has been continued
+// are one stop.
+func (j *Job) Stops() []Stop {
+	var stops []Stop
+	for _, r := range j.parent.reports.all() {
+		if r.Event == hasStopped {
+			stops = append(stops, stop(r))
+		}
+	}
+	return stops
+}
+
+// Wait is Process.Wait; when it returns, all that the job has written to a
+// writer in cmd has arrived there.
+func (j *Job) Wait(ctx context.Context) syscall.WaitStatus {
+	j.parent.t.Helper()
+	status := j.Process.Wait(ctx)
+	j.parent.end() // it does so by itself once its job has ended
+	return status
+}
+
+// logUnanswered ends the job and logs the stops that init has left alone.
+func (j *Job) logUnanswered() {
+	j.parent.t.Helper()
+	j.parent.end()
+	for _, s := range j.Stops() {
+		if !s.Answered {
+			j.parent.t.Logf("daemontest: upstart job (pid %d) was stopped by %s after %v, which init never answers", j.PID, unix.SignalName(s.Signal), s.After)
+		}
+	}
+}
+
+func stop(r report) Stop {
+	return Stop{Signal: r.Status.StopSignal(), After: r.After, State: r.State, Answered: r.Answered}
+}

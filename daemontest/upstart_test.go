@@ -1,0 +1,282 @@
+//go:build linux
+
+package daemontest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func init() {
+	// A Go program with spinning goroutines that stops itself as raise(3) does.
+	programs["busy"] = func() {
+		var spins atomic.Int64
+		for range 4 {
+			go func() {
+				for {
+					spins.Add(1)
+				}
+			}()
+		}
+		runtime.LockOSThread()
+		unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGSTOP)
+		fmt.Println("continued")
+	}
+}
+
+func TestJobStopsAndIsContinued(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "/x")
+	t.Setenv("SYSTEMD_EXEC_PID", "1")
+	var out bytes.Buffer
+	cmd := shell(`kill -STOP $$; echo continued; ps -o sid= -p $$; exec env`)
+	cmd.Stdout = &out
+	j := Upstart(t, cmd)
+	if j.PID == 0 || j.Ready.Signal != unix.SIGSTOP || j.Ready.State != "T" || !j.Ready.Answered || j.Ready.After <= 0 {
+		t.Errorf("pid %d, %+v", j.PID, j.Ready)
+	}
+	if status := j.Wait(t.Context()); status != 0 {
+		t.Errorf("the job %s", describe(status))
+	}
+	printed := out.String()
+	for _, want := range []string{"continued\n", "UPSTART_JOB=sh\n", "UPSTART_INSTANCE=\n"} {
+		if !strings.Contains(printed, want) {
+			t.Errorf("no %q in %q", want, printed)
+		}
+	}
+	if strings.Contains(printed, "NOTIFY_SOCKET") || strings.Contains(printed, "SYSTEMD_EXEC_PID") {
+		t.Errorf("another supervisor's variables: %q", printed)
+	}
+	if sid := strings.Fields(printed)[1]; sid != strconv.Itoa(j.PID) {
+		t.Errorf("pid %d, session %s", j.PID, sid)
+	}
+	if stops := j.Stops(); len(stops) != 1 || stops[0] != j.Ready {
+		t.Errorf("stops: %+v", stops)
+	}
+}
+
+func TestBusyJobStops(t *testing.T) {
+	for range 5 {
+		if j := Upstart(t, program(t, "busy")); j.Ready.State != "T" {
+			t.Errorf("%+v", j.Ready)
+		}
+	}
+}
+
+func TestJobThatDoesNotStop(t *testing.T) {
+	tests := []struct {
+		name  string
+		cmd   *exec.Cmd
+		words []string
+	}{
+		{"exit", shell("head -c 200000 /dev/zero; echo a word >&2; exit 3"), []string{"/bin/sh exited with status 3 after", "had not stopped", "a word"}},
+		{"success", shell("exit 0"), []string{"exited with status 0"}},
+		{"killed", shell("kill -KILL $$"), []string{"was killed by SIGKILL"}},
+		{"missing", exec.Command("/nonexistent"), []string{"/nonexistent", "no such file"}},
+		{"not found", exec.Command("no-such-command"), []string{"no-such-command", "not found"}},
+		{"no directory", &exec.Cmd{Path: "/bin/sh", Dir: "/nonexistent"}, []string{"/nonexistent", "no such file"}},
+		{"fork", shell("sleep 60 & exit 0"), []string{"exited with status 0", "left process", "the process that was started"}},
+		{"stop of a child", shell("sh -c 'kill -STOP $$' & sleep 0.1; exit 7"), []string{"exited with status 7"}},
+		// A session of its own has no job control: the kernel discards SIGTSTP
+		// there, and so it does with the real upstart.
+		{"discarded stop", shell("kill -TSTP $$; exit 6"), []string{"exited with status 6"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			failing(t, func(t TB) { Upstart(t, test.cmd) }, test.words...)
+		})
+	}
+	t.Run("other signal", func(t *testing.T) {
+		cmd := shell("echo a word; kill -TSTP $$")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		failing(t, func(t TB) { Upstart(t, cmd) }, "was stopped by SIGTSTP", "is about SIGSTOP", "a word")
+	})
+	t.Run("nothing", func(t *testing.T) {
+		failing(t, func(ft TB) { upstart(short(t), ft, shell("echo $$; exec sleep 60")) }, "has not stopped itself", "deadline", "in state S", `\n`)
+	})
+	t.Run("context", func(t *testing.T) {
+		cmd := exec.CommandContext(short(t), "sleep", "60")
+		failing(t, func(ft TB) { Upstart(ft, cmd) }, "was killed by SIGTERM", "its context having ended")
+	})
+}
+
+func TestSecondStopIsNotAnswered(t *testing.T) {
+	f := inTest(t, func(ft TB) {
+		j := Upstart(ft, shell("kill -STOP $$; kill -STOP $$; kill -STOP $$; exit 4"))
+		for n := 2; n <= 3; n++ {
+			eventually(t, "the job is stopped again", func() bool { return len(j.Stops()) == n })
+			again := j.Stops()[n-1]
+			if again.Signal != unix.SIGSTOP || again.State != "T" || again.Answered || again.After < j.Ready.After {
+				t.Errorf("stop %d: %+v", n, again)
+			}
+			if p, err := readProcess(j.PID); err != nil || p.state != "T" {
+				t.Errorf("process: %+v, %v", p, err)
+			}
+			failing(t, func(ft TB) {
+				j.parent.t, ft = ft, j.parent.t
+				defer func() { j.parent.t = ft }()
+				j.Wait(short(t))
+			}, "has not ended", "was stopped by SIGSTOP after", "and was continued", "in state T")
+			if err := j.Signal(unix.SIGCONT); err != nil {
+				t.Error(err)
+			}
+		}
+		if status := j.Wait(t.Context()); status.ExitStatus() != 4 {
+			t.Errorf("the job %s", describe(status))
+		}
+	})
+	if f.failure != "" || len(f.logs) != 2 || !strings.Contains(f.logs[0], "SIGSTOP") {
+		t.Errorf("%q, logged %q", f.failure, f.logs)
+	}
+}
+
+func TestJobsStreamsAreThoseOfOSExec(t *testing.T) {
+	const script = "kill -STOP $$; read line; echo $line; echo err >&2; echo extra >&3; sleep 0.01; echo last"
+	file, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+
+	t.Run("buffers", func(t *testing.T) {
+		var out, errs bytes.Buffer
+		cmd := shell(script)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = strings.NewReader("in\n"), &out, &errs, []*os.File{file}
+		Upstart(t, cmd).Wait(t.Context())
+		extra, err := os.ReadFile(file.Name())
+		if out.String() != "in\nlast\n" || errs.String() != "err\n" || string(extra) != "extra\n" || err != nil {
+			t.Errorf("%q, %q, %q, %v", out.String(), errs.String(), extra, err)
+		}
+	})
+	t.Run("one for both", func(t *testing.T) {
+		var out bytes.Buffer
+		cmd := shell(script)
+		cmd.Stdout, cmd.Stderr = &out, &out
+		Upstart(t, cmd).Wait(t.Context())
+		if !strings.HasPrefix(out.String(), "\nerr\n") || !strings.HasSuffix(out.String(), "last\n") {
+			t.Errorf("%q", out.String())
+		}
+	})
+	t.Run("file", func(t *testing.T) {
+		file, err := os.Create(filepath.Join(t.TempDir(), "out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		cmd := shell(script)
+		cmd.Stdout = file
+		Upstart(t, cmd).Wait(t.Context())
+		if out, err := os.ReadFile(file.Name()); err != nil || string(out) != "\nlast\n" {
+			t.Errorf("%q, %v", out, err)
+		}
+	})
+	t.Run("pipe", func(t *testing.T) {
+		cmd := shell(script)
+		pipe, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		j := Upstart(t, cmd)
+		if out, err := io.ReadAll(pipe); err != nil || string(out) != "\nlast\n" {
+			t.Errorf("%q, %v", out, err)
+		}
+		j.Wait(t.Context())
+	})
+	t.Run("slow writer", func(t *testing.T) {
+		var out slowWriter
+		cmd := shell("kill -STOP $$; head -c 1000000 /dev/zero")
+		cmd.Stdout = &out
+		Upstart(t, cmd).Wait(t.Context())
+		if out.n != 1000000 {
+			t.Errorf("%d bytes", out.n)
+		}
+	})
+}
+
+// A slowWriter counts what is written to it, and is still at it when the
+// writer has ended.
+type slowWriter struct{ n int }
+
+func (w *slowWriter) Write(text []byte) (int, error) {
+	time.Sleep(5 * time.Millisecond)
+	w.n += len(text)
+	return len(text), nil
+}
+
+func TestJobIsEndedWithTheTest(t *testing.T) {
+	quick(t)
+	tests := map[string]string{
+		"gentle":        `trap 'echo "got TERM" >&3; exit' TERM; kill -STOP $$; while :; do sleep 0.01; done`,
+		"deaf":          `trap '' TERM; kill -STOP $$; while :; do sleep 0.01; done`,
+		"stopped":       `kill -STOP $$; kill -STOP $$; while :; do sleep 0.01; done`,
+		"with children": `(trap '' TERM; sleep 60) & setsid sleep 60 & kill -STOP $$; exec sleep 60`,
+	}
+	for name, script := range tests {
+		t.Run(name, func(t *testing.T) {
+			file, err := os.Create(filepath.Join(t.TempDir(), "out"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Close()
+			var pids []int
+			passing(t, func(t TB) {
+				cmd := shell(script)
+				cmd.ExtraFiles = []*os.File{file}
+				pids = Upstart(t, cmd).parent.processes()
+			})
+			if len(pids) == 0 {
+				t.Error("no processes")
+			}
+			for _, pid := range pids {
+				if exists(pid) {
+					t.Errorf("process %d is left", pid)
+				}
+			}
+			if said, _ := os.ReadFile(file.Name()); (name == "gentle") != (string(said) == "got TERM\n") {
+				t.Errorf("it said %q", said)
+			}
+		})
+	}
+}
+
+func TestContextEndsJob(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	j := Upstart(t, exec.CommandContext(ctx, "/bin/sh", "-c", "kill -STOP $$; exec sleep 60"))
+	cancel()
+	if status := j.Wait(t.Context()); status.Signal() != unix.SIGTERM {
+		t.Errorf("the job %s", describe(status))
+	}
+}
+
+func TestSignalToWhoIsGone(t *testing.T) {
+	j := Upstart(t, shell("kill -STOP $$"))
+	j.Wait(t.Context())
+	if err := j.Signal(unix.SIGTERM); err != unix.ESRCH {
+		t.Error(err)
+	}
+	if err := j.parent.ask(order{PID: os.Getpid(), Signal: 0}); err != unix.ESRCH {
+		t.Error(err)
+	}
+}
+
+func TestUpstartLeavesNothing(t *testing.T) {
+	leavesNothing(t, func(ft TB) {
+		var out bytes.Buffer
+		cmd := shell("kill -STOP $$; sleep 60 & exec sleep 60")
+		cmd.Stdin, cmd.Stdout = strings.NewReader("x"), &out
+		Upstart(ft, cmd)
+	})
+}

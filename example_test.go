@@ -1,0 +1,159 @@
+//go:build unix
+
+package daemon_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/seed-10280e03/daemon"
+)
+
+// A daemon's main: initialize, say so, serve, and say when that is over.
+func Example() {
+	listener, err := net.Listen("tcp", "localhost:8080")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := daemon.Ready(); err != nil {
+		log.Fatal(err)
+	}
+
+	var server http.Server
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, func() {
+		daemon.Stopping(daemon.Status("finishing requests"))
+		server.Shutdown(context.Background())
+	})
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		log.Fatal(err)
+	}
+}
+
+// With Type=notify-reload, systemd sends SIGHUP and waits for both calls.
+func ExampleReloading() {
+	reload := func() error { return nil }
+
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	for range hangups {
+		daemon.Reloading(daemon.Status("reading the configuration"))
+		status := daemon.Status("ready")
+		if err := reload(); err != nil { // the old configuration stays
+			status = daemon.Status("reload failed: " + err.Error())
+		}
+		daemon.Ready(status)
+	}
+}
+
+// RunWatchdog returns when its context ends: it goes well into a
+// sync.WaitGroup, as here, or an errgroup.Group of golang.org/x/sync.
+func ExampleRunWatchdog() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	healthy := func() error {
+		response, err := http.Get("http://localhost:8080/health")
+		if err != nil {
+			return err
+		}
+		return response.Body.Close()
+	}
+
+	var group sync.WaitGroup
+	group.Go(func() {
+		if err := daemon.RunWatchdog(ctx, healthy); err != nil {
+			log.Print(err)
+		}
+	})
+	// Serve until ctx ends.
+	group.Wait()
+}
+
+// What systemctl status shows of a failed service is what it was told last.
+func ExampleFail() {
+	_, err := os.ReadFile("/nonexistent/mydaemon.conf")
+	if err != nil {
+		daemon.Fail(err)
+		fmt.Println(err)
+	}
+	// Output: open /nonexistent/mydaemon.conf: no such file or directory
+}
+
+// Under systemd, what goes to standard error ends up in the journal with a
+// time of its own.
+func ExampleDetect() {
+	options := &slog.HandlerOptions{}
+	if daemon.Detect() == daemon.Systemd {
+		options.ReplaceAttr = func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, options)))
+}
+
+// A long start tells that it goes on; the time that it may take is then counted
+// from that word.
+func ExampleExtendTimeout() {
+	for table := range 3 {
+		daemon.Notify(
+			daemon.ExtendTimeout(30*time.Second),
+			daemon.Status(fmt.Sprintf("migrating table %d of 3", table+1)),
+		)
+	}
+}
+
+// Files by name: those of the .socket unit, or stored before a restart.
+func ExampleFiles() {
+	var listener net.Listener
+	for _, file := range daemon.Files() {
+		if file.Name() == "http" {
+			listener, _ = net.FileListener(file)
+		}
+	}
+	if listener == nil {
+		listener, _ = net.Listen("tcp", "localhost:8080")
+	}
+	http.Serve(listener, nil)
+}
+
+// A helper process must not end before systemd has seen whose word it was.
+func ExampleBarrier() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	daemon.Notify(daemon.Status("backup finished"))
+	if err := daemon.Barrier(ctx); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// Children do not inherit what is meant for this process, which goes on using it.
+func ExampleUnsetEnvironment() {
+	os.Setenv("WATCHDOG_USEC", "30000000") // as systemd does for WatchdogSec=30s
+	os.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid()))
+	daemon.UnsetEnvironment()
+	_, inherited := os.LookupEnv("WATCHDOG_USEC")
+	timeout, err := daemon.WatchdogTimeout()
+	fmt.Println(inherited, timeout, err)
+
+	os.Setenv("WATCHDOG_USEC", "") // counts for more than what is remembered
+	timeout, err = daemon.WatchdogTimeout()
+	fmt.Println(timeout, err)
+	// Output:
+	// false 30s <nil>
+	// 0s <nil>
+}
