@@ -398,12 +398,19 @@ func appendText(b []byte, text string, end int) []byte {
 // to look at.
 func plain(text string) int {
 	for i := range len(text) {
-		if c := text[i]; c < ' ' || c >= 0x7f || c == '\\' {
+		if !plainBytes[text[i]] {
 			return i
 		}
 	}
 	return len(text)
 }
+
+var plainBytes = func() (plain [256]bool) {
+	for c := ' '; c <= '~'; c++ {
+		plain[c] = c != '\\'
+	}
+	return plain
+}()
 
 // noncharacter tells whether r is one of the code points that Unicode sets
 // apart for internal use. To systemd they are invalid UTF-8, for which it

@@ -43,13 +43,12 @@
 // # How it works
 //
 // Upstart and Shell need a process between the test and the command: init and
-// a shell are other sessions than the test is, they adopt what the command
+// a shell are in other sessions than the test is, they adopt what the command
 // leaves behind, and only a shell's child can be stopped with Ctrl-Z. That
-// process is the test binary, started once more: a package that imports
-// daemontest becomes it during initialization, before main and TestMain. The
-// initialization of other packages of that binary may run there too, as it
-// does in any process that a test starts from its own binary; it should do
-// no work.
+// process is the test binary, started once more: whatever imports daemontest
+// can become it during initialization, before main and TestMain. Other packages
+// of the binary may be initialized there too, as in every process that a test
+// starts from its own binary: that should do no work.
 //
 // The package works on Linux, with /proc mounted, and is empty elsewhere.
 package daemontest

@@ -55,9 +55,10 @@ func (d *Detached) Processes() []int { return d.parent.processes() }
 //
 // cmd is not started itself but describes the command. A standard stream that
 // is an *os.File takes the place of the terminal, as with a shell's < and >;
-// other readers and writers are not possible here. Dir, Env, ExtraFiles, the
-// context of exec.CommandContext and most of SysProcAttr mean what they mean
-// to os/exec, but cmd.Process stays nil.
+// other readers and writers are an error. The other fields mean what they mean
+// to [os/exec], and so does the context of [exec.CommandContext], whose end ends
+// the command and its daemon; but cmd.Process stays nil, and SysProcAttr cannot
+// ask for a Chroot.
 //
 // When the test ends, the terminal is closed and what is left of the command
 // is ended: by SIGTERM, five seconds later by SIGKILL. Until then, the shell

@@ -84,7 +84,7 @@ type Supervisor struct {
 }
 
 // Systemd opens a notify socket and sets NOTIFY_SOCKET to it for the length
-// of the test; like testing.T.Setenv, which it calls, it is not for parallel
+// of the test; like [testing.T.Setenv], which it calls, it is not for parallel
 // tests. The other variables that a supervisor sets (UPSTART_JOB,
 // WATCHDOG_USEC, LISTEN_FDS, SYSTEMD_EXEC_PID and their like) are empty
 // meanwhile, which counts as unset.

@@ -51,12 +51,13 @@ type Stop struct {
 // answered, as init would not: Stops tells, and the test's log at its end.
 //
 // cmd is not started itself but describes the job: its fields mean what they
-// mean to os/exec, StdoutPipe works, and so does the context of
-// exec.CommandContext; but cmd.Process stays nil. SysProcAttr may name
-// another user or, with Setpgid, no session of its own.
+// mean to [os/exec], StdoutPipe works, and so does the context of
+// [exec.CommandContext], whose end ends the job; but cmd.Process stays nil.
+// SysProcAttr may name another user or, with Setpgid, no session of its own.
 //
-// The job and all that came of it are ended when its main process ends, and
-// when the test ends: by SIGTERM and SIGCONT, five seconds later by SIGKILL.
+// A job that runs when the test ends is ended, with all that came of it: by
+// SIGTERM and SIGCONT, five seconds later by SIGKILL. What a main process
+// leaves behind when it ends is killed at once.
 func Upstart(t TB, cmd *exec.Cmd) *Job {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Timeout)

@@ -252,6 +252,17 @@ func TestJobIsEndedWithTheTest(t *testing.T) {
 	}
 }
 
+func TestWhatAJobLeavesBehindEndsWithIt(t *testing.T) {
+	j := Upstart(t, shell("(trap '' TERM; sleep 60) & setsid sleep 60 & kill -STOP $$; sleep 0.05"))
+	pids := j.parent.processes()
+	if len(pids) < 3 {
+		t.Errorf("processes %v", pids)
+	}
+	for _, pid := range pids {
+		eventually(t, "it has ended", func() bool { return !exists(pid) })
+	}
+}
+
 func TestContextEndsJob(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	j := Upstart(t, exec.CommandContext(ctx, "/bin/sh", "-c", "kill -STOP $$; exec sleep 60"))

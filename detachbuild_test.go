@@ -1,0 +1,197 @@
+//go:build linux
+
+package daemon_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A detach starts the program again by what the kernel and the Go runtime make
+// of it, which depends on how it was built. This is a program of its own, the
+// smallest puppet.
+var buildSources = map[string]string{
+	"go.mod": `module program
+
+go 1.25.0
+
+require (
+	github.com/seed-10280e03/daemon v0.0.0
+	golang.org/x/sys v0.47.0
+)
+
+replace github.com/seed-10280e03/daemon => %s
+`,
+	"main.go": `package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/seed-10280e03/daemon"
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	line, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Connect(line, &unix.SockaddrUnix{Name: os.Getenv("` + lineAddress + `")})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	conn := os.NewFile(uintptr(line), "line")
+	for orders := bufio.NewScanner(conn); orders.Scan(); {
+		order, _ := strconv.Unquote(orders.Text())
+		answer := "ok"
+		switch order {
+		case "ready":
+			err = daemon.Ready()
+		case "detach":
+			err = daemon.Detach()
+		default:
+			os.Exit(len(order))
+		}
+		if err != nil {
+			answer = err.Error()
+		}
+		fmt.Fprintf(conn, "%q\n", answer)
+	}
+}
+`,
+	"cgo.go": `//go:build needcgo
+
+package main
+
+// #include <unistd.h>
+import "C"
+
+var _ = C.getpid()
+`,
+	"main_test.go": `package main
+
+import (
+	"testing"
+
+	"github.com/seed-10280e03/daemon"
+)
+
+func TestReady(t *testing.T) {
+	t.Log("Ready: ", daemon.Ready())
+	t.Log("Detach: ", daemon.Detach())
+}
+`,
+}
+
+// module writes the program's sources to a directory.
+func module(t *testing.T) (dir string) {
+	t.Helper()
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := os.ReadFile("go.sum")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = t.TempDir()
+	files := map[string]string{"go.sum": string(sum)}
+	for name, source := range buildSources {
+		files[name] = source
+	}
+	files["go.mod"] = fmt.Sprintf(files["go.mod"], here)
+	for name, source := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(source), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestDetachesHoweverItWasBuilt(t *testing.T) {
+	t.Parallel()
+	dir := module(t)
+	for _, test := range []struct {
+		name  string
+		cgo   string
+		flags []string
+	}{
+		{"static", "0", nil},
+		{"cgo", "1", []string{"-tags=needcgo"}},
+		{"race", "1", []string{"-race"}},
+		{"cover", "0", []string{"-cover"}},
+		{"pie", "0", []string{"-buildmode=pie"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "program")
+			build := goCommand(t, dir, append([]string{"build", "-mod=mod", "-o", path}, test.flags...)...)
+			build.Env = append(build.Env, "CGO_ENABLED="+test.cgo)
+			if test.cgo == "1" && !haveCompiler() {
+				skipUnlessForbidden(t, "no C compiler")
+			}
+			mustRun(t, build)
+			mustDetachAndFail(t, func() *exec.Cmd {
+				cmd := exec.Command(path)
+				cmd.Env = append(bareEnvironment(), "GOCOVERDIR="+t.TempDir())
+				return cmd
+			}, "exit 3", "SIGTERM")
+		})
+	}
+}
+
+func TestDetachesFromGoRun(t *testing.T) {
+	t.Parallel()
+	dir := module(t)
+	mustRun(t, goCommand(t, dir, "build", "-mod=mod", "-o", os.DevNull, ".")) // may take its time
+	mustDetachAndFail(t, func() *exec.Cmd { return goCommand(t, dir, "run", "-mod=mod", ".") }, "exit 1", "exit 1")
+}
+
+func mustRun(t *testing.T, cmd *exec.Cmd) (printed string) {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
+	}
+	return string(out)
+}
+
+// mustDetachAndFail runs the program three times: to a success, to an exit
+// status of 3 and to a death by SIGTERM.
+func mustDetachAndFail(t *testing.T, command func() *exec.Cmd, status3, terminated string) {
+	t.Helper()
+	for _, test := range []struct {
+		verb, want string
+		end        func(second *live)
+	}{
+		{"ready", "exit 0", func(second *live) { second.do("ready"); second.mustBeDetached() }},
+		{"detach", "exit 0", func(second *live) { second.do("detach"); second.do("ready"); second.mustBeDetached() }},
+		{"ready", status3, func(second *live) { second.leaves("123") }},
+		{"detach", terminated, func(second *live) { unix.Kill(second.pid, unix.SIGTERM); second.ends() }},
+	} {
+		l := newLine(t)
+		c := l.pipe(l.called(command()))
+		first := l.process()
+		second := first.detaches(test.verb)
+		test.end(second)
+		if got := c.exit(); got != test.want {
+			t.Errorf("after %s the caller sees %s and %q, want %s", test.verb, got, c.printed(), test.want)
+		}
+	}
+}
+
+func TestReadyIsAnErrorInGoTest(t *testing.T) {
+	t.Parallel()
+	out := mustRun(t, goCommand(t, module(t), "test", "-mod=mod", "-v", "."))
+	if strings.Count(out, "set NOTIFY_SOCKET, call daemon.Foreground") != 2 {
+		t.Errorf("go test: %s", out)
+	}
+}

@@ -1,0 +1,93 @@
+//go:build linux
+
+// Tour shows what a daemon says, and to whom. It starts one three times, as
+// systemd would, as upstart would and as a shell would, and prints what
+// happens:
+//
+//	tour [-as systemd|upstart|shell] [-timeout 30s] [-- command arguments…]
+//
+// The daemon is a small one of its own, or the command: any daemon, in any
+// language. Where it breaks a promise tour says which, and exits with status 1.
+// It needs nothing installed and no rights, and leaves no process behind.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/seed-10280e03/daemon/daemontest"
+)
+
+var (
+	as      = flag.String("as", "", "start the daemon only as systemd, upstart or shell would")
+	timeout = flag.Duration("timeout", daemontest.Timeout, "how long the daemon may take to get ready, and to end")
+)
+
+// A way is one to start a daemon.
+type way struct {
+	name, title string
+	show        func(*section)
+}
+
+var ways = []way{
+	{"systemd", "As systemd starts it (Type=notify)", (*section).systemd},
+	{"upstart", "As upstart starts it (expect stop)", (*section).upstart},
+	{"shell", "As a shell starts it (no supervisor)", (*section).shell},
+}
+
+func main() {
+	if os.Args[0] == demoName {
+		demo()
+		return
+	}
+	flag.Parse()
+	if *as != "" && !slices.ContainsFunc(ways, func(w way) bool { return w.name == *as }) {
+		fmt.Fprintf(os.Stderr, "tour: -as %s: it is one of systemd, upstart and shell\n", *as)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(tour(ctx, flag.Args()))
+}
+
+// tour starts the command, or the demo, in each way, and returns the exit
+// status.
+func tour(ctx context.Context, command []string) int {
+	path, name := "", strings.Join(command, " ")
+	if len(command) == 0 {
+		self, err := os.Executable()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "tour:", err)
+			return 1
+		}
+		path, name, command = self, "a small one of this program's own", []string{demoName}
+	}
+	fmt.Printf("The daemon: %s\n", name)
+	taken, broken := 0, 0
+	for _, way := range ways {
+		if *as != "" && *as != way.name || ctx.Err() != nil {
+			continue
+		}
+		fmt.Printf("\n%s\n", way.title)
+		s := section{ctx: ctx, path: path, args: command}
+		taken++
+		if !s.run(way.show) {
+			broken++
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return 130 // as after Ctrl-C
+	case broken > 0:
+		fmt.Printf("\nBroken in %d of %d sections.\n", broken, taken)
+		return 1
+	}
+	fmt.Println("\nEvery promise kept.")
+	return 0
+}

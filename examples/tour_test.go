@@ -1,0 +1,213 @@
+//go:build linux
+
+package examples_test
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// brokenDaemons are what this test binary is, instead of the tests, where
+// brokenDaemon in its environment names one of them: what sh cannot do.
+var brokenDaemons = map[string]func(){
+	"says what systemd drops": func() {
+		say(`READY=1\`)
+		forever()
+	},
+	"has a child say it": func() {
+		child := exec.Command("/proc/self/exe")
+		child.Env = append(os.Environ(), brokenDaemon+"=says it and exits")
+		child.Run()
+		forever()
+	},
+	"says it and exits": func() {
+		say("READY=1")
+		syscall.Exit(0) // os.Exit takes a second in a -race build
+	},
+	"names another's process": func() {
+		say(fmt.Sprintf("READY=1\nMAINPID=%d", os.Getppid()))
+		forever()
+	},
+	"keeps a terminal": keepTerminal,
+}
+
+// keepTerminal leaves a daemon behind that has a terminal of its own.
+func keepTerminal() {
+	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		panic(err)
+	}
+	unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0)
+	number, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		panic(err)
+	}
+	line, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		panic(err)
+	}
+	daemon := exec.Command("sleep", os.Getenv("NAP"))
+	daemon.ExtraFiles = []*os.File{line, keyboard}
+	daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 3}
+	if err := daemon.Start(); err != nil {
+		panic(err)
+	}
+}
+
+const brokenDaemon = "BROKEN_DAEMON"
+
+func say(text string) {
+	c, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
+	if err != nil {
+		panic(err)
+	}
+	c.Write([]byte(text))
+}
+
+func forever() { time.Sleep(time.Hour) }
+
+// tour runs the tour, and returns what it printed and its exit status.
+func tour(t *testing.T, args ...string) (printed string, code int) {
+	t.Helper()
+	cmd := exec.CommandContext(patient(t), filepath.Join(bin, "tour"), args...)
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+func TestTourOfADaemonThatKeepsItsPromises(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		command []string
+	}{
+		{"its own", nil},
+		{"httpd", []string{"--", filepath.Join(bin, "httpd"), "-addr", anyPort}},
+		{"worker", []string{"--", filepath.Join(bin, "worker"), "-dir", t.TempDir()}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			printed, code := tour(t, test.command...)
+			if code != 0 {
+				t.Errorf("exit status %d", code)
+			}
+			for _, want := range []string{
+				"READY=1", "MAINPID=", "STOPPING=1", "says the kernel",
+				"has stopped itself by SIGSTOP, state T", "sends SIGCONT",
+				"exited with status 0: the prompt is back", "its own", "no terminal",
+				"descriptor 0 is /dev/null", "descriptor 2 is /dev/null",
+				"Every promise kept.",
+			} {
+				if !strings.Contains(printed, want) {
+					t.Errorf("not printed: %s", want)
+				}
+			}
+			if t.Failed() {
+				t.Log(printed)
+			}
+		})
+	}
+}
+
+func TestTourNamesTheBrokenPromise(t *testing.T) {
+	const (
+		ready   = "It says READY=1"
+		stops   = "It stops itself by SIGSTOP when it is ready"
+		goesOn  = "It goes on running"
+		ends    = "It ends on SIGTERM"
+		session = "The daemon has a session of its own"
+		streams = "The daemon's descriptors 0, 1 and 2 have left the terminal"
+	)
+	const soon, patience = "1s", "60s" // until the promise is broken, or something else happens
+	for _, test := range []struct{ as, daemon, promise, timeout string }{
+		{"systemd", "exit 0", ready, patience},
+		{"systemd", "sleep $NAP", ready, soon},
+		{"systemd", "sleep $NAP & exit 0", ready, patience},
+		{"systemd", "says what systemd drops", "systemd understands what it says", patience},
+		{"systemd", "has a child say it", "What it says comes from its main process", patience},
+		{"systemd", "names another's process", "MAINPID is a process of its own", patience},
+		{"systemd", "says it and exits", goesOn, patience},
+
+		{"upstart", "exit 0", stops, patience},
+		{"upstart", "sleep $NAP", stops, soon},
+		{"upstart", "kill -STOP $$", goesOn, patience},
+		{"upstart", "kill -STOP $$; kill -STOP $$", goesOn, patience},
+		{"upstart", "trap '' TERM; kill -STOP $$; while :; do sleep $NAP; done", ends, "3s"},
+
+		{"shell", "exit 3", "The exit status is 0", patience},
+		{"shell", "exit 0", "A daemon is left behind", patience},
+		{"shell", "sleep $NAP", "The prompt comes back", soon},
+		{"shell", "trap '' HUP; sleep $NAP & exit 0", session, patience},
+		{"shell", "keeps a terminal", "The daemon has no terminal", patience},
+		{"shell", "setsid sleep $NAP & sleep 1", streams, patience},
+
+		{"shell", "/no/such/command", "The command can be started", patience},
+	} {
+		t.Run(test.as+" "+test.daemon, func(t *testing.T) {
+			args := []string{"-as", test.as, "-timeout", test.timeout, "--", "sh", "-c", test.daemon}
+			switch {
+			case brokenDaemons[test.daemon] != nil:
+				t.Setenv(brokenDaemon, test.daemon)
+				args = append(args[:5], os.Args[0])
+			case strings.HasPrefix(test.daemon, "/"):
+				args = append(args[:5], test.daemon)
+			}
+			printed, code := tour(t, args...)
+			if code != 1 || !strings.Contains(printed, "BROKEN  "+test.promise+".\n") || strings.Count(printed, "BROKEN") != 1 {
+				t.Errorf("exit status %d, and not, or not only, broken: %s\n%s", code, test.promise, printed)
+			}
+			if left := sleepers(); len(left) > 0 {
+				t.Errorf("processes left behind: %v", left)
+			}
+		})
+	}
+}
+
+// NAP is how long the daemons that sleep do it, in seconds: a number by which
+// this test knows its own.
+func init() {
+	if os.Getenv("NAP") == "" { // not one of brokenDaemons
+		os.Setenv("NAP", strconv.Itoa(10_000_000+os.Getpid()))
+	}
+}
+
+// sleepers are the processes that run "sleep $NAP".
+func sleepers() (pids []string) {
+	paths, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range paths {
+		if text, _ := os.ReadFile(path); string(text) == "sleep\x00"+os.Getenv("NAP")+"\x00" {
+			pids = append(pids, filepath.Base(filepath.Dir(path)))
+		}
+	}
+	return pids
+}
+
+func TestTourLeavesNobodyBehindWhenInterrupted(t *testing.T) {
+	for _, as := range []string{"systemd", "upstart", "shell"} {
+		t.Run(as, func(t *testing.T) {
+			p := start(t, command("tour", "-as", as, "--", "sh", "-c", "sleep $NAP"))
+			eventually(t, "it is started", func() bool { return len(sleepers()) > 0 })
+			p.signal(syscall.SIGINT)
+			p.exit(130)
+			if left := sleepers(); len(left) > 0 {
+				t.Errorf("processes left behind: %v", left)
+			}
+		})
+	}
+}
+
+func TestTourRefusesAnUnknownWay(t *testing.T) {
+	if printed, code := tour(t, "-as", "launchd"); code != 2 || !strings.Contains(printed, "systemd, upstart and shell") {
+		t.Errorf("exit status %d: %s", code, printed)
+	}
+}

@@ -1,0 +1,124 @@
+//go:build linux
+
+package examples_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/seed-10280e03/daemon/daemontest"
+)
+
+// installed returns the text of an example's file, about the binaries of this
+// test and not about those in /usr/local/sbin.
+func installed(t *testing.T, file string) string {
+	t.Helper()
+	return strings.ReplaceAll(read(t, file), "/usr/local/sbin", bin)
+}
+
+// tool skips the test where a program is missing.
+func tool(t *testing.T, name string) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		skip(t, err.Error())
+	}
+}
+
+// What systemd-analyze says of the units, as README.md tells it.
+func TestUnits(t *testing.T) {
+	tool(t, "systemd-analyze")
+	dir := t.TempDir()
+	var units []string
+	for _, file := range []string{"httpd/httpd.service", "httpd/httpd.socket", "worker/worker.service"} {
+		unit := filepath.Join(dir, filepath.Base(file))
+		write(t, unit, installed(t, file))
+		units = append(units, unit)
+	}
+	for _, args := range [][]string{
+		append([]string{"verify", "--recursive-errors=no"}, units...),
+		// The exposure level, in tenths, is no more than this.
+		{"security", "--offline=true", "--threshold=12", units[0]},
+		{"security", "--offline=true", "--threshold=3", units[2]},
+	} {
+		out, err := exec.Command("systemd-analyze", args...).CombinedOutput()
+		if err != nil || args[0] == "verify" && len(out) > 0 {
+			t.Errorf("systemd-analyze %v: %v\n%s", args, err, out)
+		}
+	}
+}
+
+// The SysV line: start-stop-daemon returns when httpd serves, or with its exit
+// status.
+func TestStartStopDaemon(t *testing.T) {
+	tool(t, "start-stop-daemon")
+	dir := t.TempDir()
+	exe, log := filepath.Join(dir, "httpd"), filepath.Join(dir, "log")
+	if err := os.Link(filepath.Join(bin, "httpd"), exe); err != nil { // for --exec it has a name of its own
+		t.Fatal(err)
+	}
+	startStop := func(args ...string) (*exec.Cmd, error) {
+		cmd := exec.CommandContext(patient(t), "start-stop-daemon", append([]string{"--exec", exe}, args...)...)
+		return cmd, cmd.Run()
+	}
+	if cmd, err := startStop("--start", "--", "-addr", "no such address"); err == nil || cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("no such address: %v", err)
+	}
+	if cmd, err := startStop("--start", "--", "-addr", anyPort, "-log", log); err != nil {
+		t.Fatalf("%v: %v", cmd, err)
+	}
+	get(t, serving(t, read(t, log)))
+	if cmd, err := startStop("--stop", "--retry", "TERM/60"); err != nil {
+		t.Errorf("%v: %v", cmd, err)
+	}
+}
+
+// What worker.openrc has OpenRC start: it is ready by the notify socket where
+// there is one, and stays in the foreground without.
+func TestOpenRCCommand(t *testing.T) {
+	dir := t.TempDir() // the spool
+	script := filepath.Join(t.TempDir(), "worker.openrc")
+	write(t, script, strings.ReplaceAll(installed(t, "worker/worker.openrc"), "/var/spool/worker", dir))
+	// As supervise-daemon.sh puts the command line together.
+	run := func() *process {
+		return start(t, exec.Command("sh", "-c", `. "$0"; eval exec $command $command_args $command_args_foreground`, script))
+	}
+
+	systemd := daemontest.Systemd(t)
+	p := run()
+	if n := systemd.Wait(patient(t), "READY=1"); n.PID != p.pid() {
+		t.Errorf("worker is process %d: %v", p.pid(), n)
+	}
+	p.signal(syscall.SIGTERM)
+	p.exit(0)
+
+	t.Setenv("NOTIFY_SOCKET", filepath.Join(dir, "gone"))
+	drop(t, dir, "file", "text")
+	p = run()
+	eventually(t, "it works", func() bool {
+		_, err := os.Stat(filepath.Join(dir, "file.gz"))
+		return err == nil
+	})
+	if exe, _ := os.Readlink("/proc/" + strconv.Itoa(p.pid()) + "/exe"); exe != filepath.Join(bin, "worker") {
+		t.Errorf("the started process is %s", exe)
+	}
+	p.signal(syscall.SIGTERM)
+	p.exit(0)
+}
+
+// Scripts that no other test runs are at least scripts.
+func TestScripts(t *testing.T) {
+	for _, file := range []string{"httpd/httpd.openrc", "worker/worker.openrc"} {
+		if out, err := exec.Command("sh", "-n", file).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", file, err, out)
+		}
+	}
+	if fields := fmt.Sprint(strings.Fields(read(t, "httpd/httpd.conf"))); !strings.Contains(fields, " expect stop ") {
+		t.Error("httpd.conf does not say: expect stop")
+	}
+}

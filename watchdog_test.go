@@ -1,0 +1,275 @@
+//go:build linux
+
+package daemon_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-10280e03/daemon"
+	"github.com/seed-10280e03/daemon/daemontest"
+	"golang.org/x/sys/unix"
+)
+
+func TestWatchdogTimeout(t *testing.T) {
+	own, other := strconv.Itoa(os.Getpid()), strconv.Itoa(os.Getppid())
+	const longest = math.MaxInt64 / 1000 * time.Microsecond
+	for _, test := range []struct {
+		usec, pid string
+		want      time.Duration
+		culprit   string // where it is an error
+	}{
+		{"3000000", "", 3 * time.Second, ""},
+		{"3000000", own, 3 * time.Second, ""},
+		{"1", own, time.Microsecond, ""},
+		{"0003", "", 3 * time.Microsecond, ""},
+		{"9223372036854775", "", longest, ""},
+		{"9223372036854776", "", longest, ""},
+		{"9223372036854775807", "", longest, ""},
+
+		{"", "", 0, ""},
+		{"", own, 0, ""},
+		{"", "x", 0, ""},
+		{"3000000", other, 0, ""},
+		{"3000000", "1", 0, ""},
+
+		{"0", "", 0, "WATCHDOG_USEC"},
+		{"0", own, 0, "WATCHDOG_USEC"},
+		{"-1", "", 0, "WATCHDOG_USEC"},
+		{"-0", "", 0, "WATCHDOG_USEC"},
+		{"+1", "", 0, "WATCHDOG_USEC"},
+		{"3s", "", 0, "WATCHDOG_USEC"},
+		{"1.5", "", 0, "WATCHDOG_USEC"},
+		{"0x10", "", 0, "WATCHDOG_USEC"},
+		{"1_000", "", 0, "WATCHDOG_USEC"},
+		{" ", "", 0, "WATCHDOG_USEC"},
+		{"9223372036854775808", "", 0, "WATCHDOG_USEC"},
+		{"18446744073709551615", "", 0, "WATCHDOG_USEC"},
+		{"18446744073709551617", "", 0, "WATCHDOG_USEC"},
+		{"1", "0", 0, "WATCHDOG_PID"},
+		{"1", "-1", 0, "WATCHDOG_PID"},
+		{"1", "+" + own, 0, "WATCHDOG_PID"},
+		{"1", own + "x", 0, "WATCHDOG_PID"},
+		{"1", "x", 0, "WATCHDOG_PID"},
+		{"1", "4294967297", 0, "WATCHDOG_PID"},
+	} {
+		t.Run(fmt.Sprintf("%q %q", test.usec, test.pid), func(t *testing.T) {
+			t.Setenv("WATCHDOG_USEC", test.usec)
+			t.Setenv("WATCHDOG_PID", test.pid)
+			got, err := daemon.WatchdogTimeout()
+			if test.culprit == "" {
+				if got != test.want || err != nil {
+					t.Errorf("%v, %v, want %v", got, err, test.want)
+				}
+				return
+			}
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			for _, err := range []error{err, daemon.RunWatchdog(ended, nil)} {
+				if got != 0 || !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), test.culprit) {
+					t.Errorf("%v, %v, want %v of %s", got, err, unix.EINVAL, test.culprit)
+				}
+			}
+		})
+	}
+	t.Run("unset", func(t *testing.T) {
+		for _, variable := range []string{"WATCHDOG_USEC", "WATCHDOG_PID"} {
+			t.Setenv(variable, "")
+			os.Unsetenv(variable)
+		}
+		if got, err := daemon.WatchdogTimeout(); got != 0 || err != nil {
+			t.Errorf("%v, %v, want 0", got, err)
+		}
+	})
+}
+
+// watched is a notify socket with a watchdog, and runWatchdog as long as the
+// test lasts; stop ends it and tells what it returned.
+func watched(t *testing.T, timeout time.Duration, healthy func() error) (systemd *daemontest.Supervisor, stop func() error) {
+	systemd = daemontest.Systemd(t)
+	t.Setenv("WATCHDOG_USEC", strconv.FormatInt(timeout.Microseconds(), 10))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- daemon.RunWatchdog(ctx, healthy) }()
+	stop = func() error {
+		t.Helper()
+		cancel()
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(daemontest.Timeout):
+			t.Fatal("RunWatchdog does not return")
+			return nil
+		}
+	}
+	return systemd, stop
+}
+
+const beat = "WATCHDOG=1\n"
+
+// The bounds are wide, for a busy machine: beats at the whole timeout are
+// always above, and beats all the time below.
+func TestRunWatchdogBeatsTwiceInATimeout(t *testing.T) {
+	const timeout = 200 * time.Millisecond
+	systemd, stop := watched(t, timeout, nil)
+	var gaps []time.Duration
+	var last time.Time
+	for range 12 {
+		n := systemd.Next(t.Context())
+		if string(n.Raw) != beat {
+			t.Errorf("%q", n.Raw)
+		}
+		if !last.IsZero() {
+			gaps = append(gaps, n.Received.Sub(last))
+		}
+		last = n.Received
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	slices.Sort(gaps)
+	if gaps[0] > timeout*3/4 || gaps[len(gaps)-1] < timeout/4 {
+		t.Errorf("waits from %v to %v between beats, want %v", gaps[0], gaps[len(gaps)-1], timeout/2)
+	}
+}
+
+func TestRunWatchdogShowsWhyItDoesNotBeat(t *testing.T) {
+	sick := errors.New("disk full\nWATCHDOG=1")
+	results := make(chan error)
+	systemd, stop := watched(t, 2*time.Millisecond, func() error { return <-results })
+	for i, test := range []struct {
+		result error
+		want   string
+	}{
+		{nil, beat},
+		{nil, beat},
+		{sick, "STATUS=disk full WATCHDOG=1\n"},
+		{sick, "STATUS=disk full WATCHDOG=1\n"},
+		{errors.New("disk broken"), "STATUS=disk broken\n"},
+		{nil, "STATUS=\n" + beat},
+		{nil, beat},
+	} {
+		results <- test.result
+		if got := string(systemd.Next(t.Context()).Raw); got != test.want {
+			t.Errorf("%d: %q, want %q", i, got, test.want)
+		}
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	hears(t, systemd, nil, "")
+}
+
+func TestRunWatchdogDoesNotBeatWhileHealthyBlocks(t *testing.T) {
+	blocked, release := make(chan struct{}), make(chan struct{})
+	defer close(release)
+	calls := 0
+	systemd, stop := watched(t, 2*time.Millisecond, func() error {
+		if calls++; calls == 2 {
+			close(blocked)
+			<-release
+		}
+		return nil
+	})
+	if got := string(systemd.Next(t.Context()).Raw); got != beat {
+		t.Errorf("%q", got)
+	}
+	<-blocked
+	time.Sleep(20 * time.Millisecond) // for many a beat
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	hears(t, systemd, nil, "")
+}
+
+// lateContext has whoever looks at Done wait until healthy has returned.
+type lateContext struct {
+	context.Context
+	returned <-chan struct{}
+}
+
+func (c lateContext) Done() <-chan struct{} {
+	select {
+	case <-c.returned:
+	case <-time.After(daemontest.Timeout):
+	}
+	time.Sleep(100 * time.Microsecond) // for its result to be there as well
+	return c.Context.Done()
+}
+
+// What healthy returns because the context has ended is no complaint.
+func TestRunWatchdogIsSilentOnceItsContextHasEnded(t *testing.T) {
+	systemd := daemontest.Systemd(t)
+	t.Setenv("WATCHDOG_USEC", "1000000")
+	for range 50 {
+		ctx, cancel := context.WithCancel(t.Context())
+		returned := make(chan struct{})
+		err := daemon.RunWatchdog(lateContext{ctx, returned}, func() error {
+			defer close(returned)
+			cancel()
+			return ctx.Err()
+		})
+		hears(t, systemd, err, "")
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	hears(t, systemd, daemon.RunWatchdog(ended, nil), "")
+}
+
+func TestRunWatchdogGoesOnWhereABeatCannotBeSent(t *testing.T) {
+	m := listenByHand(t)
+	questions := make(chan chan error)
+	_, stop := watched(t, 2*time.Millisecond, func() error {
+		answer := make(chan error)
+		questions <- answer
+		return <-answer
+	})
+	t.Setenv("NOTIFY_SOCKET", m.address)
+	question := <-questions
+	hear := func(result error, want string) {
+		t.Helper()
+		question <- result
+		if got := m.next(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+		question = <-questions
+	}
+	hear(nil, beat)
+	for _, result := range []error{nil, errors.New("sick")} {
+		back := beat
+		if result != nil {
+			hear(result, "STATUS=sick\n")
+			back = "STATUS=\n" + beat // which could not be sent before
+		}
+		m.close()
+		for range 3 {
+			question <- nil
+			question = <-questions
+		}
+		os.Remove(m.address)
+		m = openMailbox(t, m.address)
+		hear(nil, back)
+		hear(nil, beat)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRunWatchdogEndsAtOnceWhereTheWatchdogIsOff(t *testing.T) {
+	systemd := daemontest.Systemd(t)
+	for _, env := range [][2]string{{"", ""}, {"1000", strconv.Itoa(os.Getppid())}} {
+		t.Setenv("WATCHDOG_USEC", env[0])
+		t.Setenv("WATCHDOG_PID", env[1])
+		err := daemon.RunWatchdog(context.Background(), func() error { return errors.New("called") })
+		hears(t, systemd, err, "")
+	}
+}
