@@ -138,7 +138,8 @@ type chaosRound struct {
 	exited  chan struct{} // closed when that has been waited for,
 	exitAt  int64         // and when that was
 	ended   chan struct{} // closed when no process has the pipe any more
-	calling chan struct{} // closed when the daemon calls Ready
+	inMain  chan struct{} // closed when the daemon is in main,
+	calling chan struct{} // and when it calls Ready
 
 	mu            sync.Mutex
 	first, daemon chaosVoice
@@ -165,7 +166,8 @@ func newChaosRound(t *testing.T, seed uint64, number int) *chaosRound {
 		delay:    time.Duration(random.Float64() * random.Float64() * float64(chaosMaxDelay)),
 		atDaemon: random.IntN(2) == 1,
 		signal:   []syscall.Signal{unix.SIGKILL, unix.SIGTERM}[random.IntN(2)],
-		exited:   make(chan struct{}), ended: make(chan struct{}), calling: make(chan struct{}),
+		exited:   make(chan struct{}), ended: make(chan struct{}),
+		inMain: make(chan struct{}), calling: make(chan struct{}),
 	}
 }
 
@@ -271,11 +273,11 @@ func (r *chaosRound) hear(stage string, pid int, at int64) {
 		r.t.Errorf("round %d: process %d is a second daemon, after %d", r.number, pid, voice.pid)
 	}
 	voice.stage = stage
-	if stage == "calling" {
+	switch {
+	case stage == "calling":
 		voice.calling = at
-		if voice == &r.daemon {
-			close(r.calling)
-		}
+		fallthrough
+	case voice == &r.daemon
 	}
 }
 
@@ -285,28 +287,37 @@ func (r *chaosRound) heard() (first, daemon chaosVoice) {
 	return r.first, r.daemon
 }
 
-// awaitInstant waits for some time: a quarter of the rounds while the processes
-// start, another from the daemon's call of Ready on.
+// awaitInstant waits for a while after the start, while the processes start or
+// beyond that; after the beginning of the daemon's main; or after its call of
+// Ready.
 func (r *chaosRound) awaitInstant() {
-	var span time.Duration
+	span := 40 * time.Millisecond
 	switch r.random.IntN(4) {
-	case 0:
-		span = 40 * time.Millisecond
 	case 1:
-		select {
-		case <-r.calling:
-		case <-r.ended:
-		}
-		instant := time.Now().Add(time.Duration(r.random.IntN(500)) * time.Microsecond)
-		for time.Now().Before(instant) { // a sleep is too coarse
-		}
-	default:
 		span = 100*time.Millisecond + r.delay
 		if r.verb == "Ready" { // the first process waits as long
 			span += r.delay
 		}
+	case 2:
+		span = r.delay
+		r.awaitStage(r.inMain)
+	case 3:
+		span = 500 * time.Microsecond
+		r.awaitStage(r.calling)
 	}
-	time.Sleep(time.Duration(r.random.Float64() * float64(span)))
+	instant := time.Now().Add(time.Duration(r.random.Float64() * float64(span)))
+	if span > time.Millisecond {
+		time.Sleep(time.Until(instant))
+	}
+	for time.Now().Before(instant) { // a sleep is too coarse
+	}
+}
+
+func (r *chaosRound) awaitStage(stage <-chan struct{}) {
+	select {
+	case <-stage:
+	case <-r.ended:
+	}
 }
 
 // strike sends the signal, if there is somebody whom it can hit.

@@ -1,3 +1,5 @@
+//go:build !js
+
 // Httpd is a small web server that systemd, upstart, other init systems and a
 // shell can all start, and that tells each of them when it serves. It is meant
 // to be copied: see ../README.md.
