@@ -261,23 +261,21 @@ func (r *chaosRound) listen(pipe *os.File) {
 func (r *chaosRound) hear(stage string, pid int, at int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	voice := &r.first
-	if pid != r.first.pid {
-		voice = &r.daemon
+	if pid == r.first.pid {
+		r.first.stage = stage
+		return
 	}
-	switch voice.pid {
-	case 0:
-		voice.pid = pid
-	case pid:
-	default:
-		r.t.Errorf("round %d: process %d is a second daemon, after %d", r.number, pid, voice.pid)
+	if r.daemon.pid != 0 && r.daemon.pid != pid {
+		r.t.Errorf("round %d: process %d is a second daemon, after %d", r.number, pid, r.daemon.pid)
+		return
 	}
-	voice.stage = stage
-	switch {
-	case stage == "calling":
-		voice.calling = at
-		fallthrough
-	case voice == &r.daemon
+	r.daemon.pid, r.daemon.stage = pid, stage
+	switch stage {
+	case "main":
+		close(r.inMain)
+	case "calling":
+		r.daemon.calling = at
+		close(r.calling)
 	}
 }
 
