@@ -324,7 +324,7 @@ func inode(t *testing.T, path string) [2]uint64 {
 	if err := unix.Stat(path, &stat); err != nil {
 		t.Fatal(path, err)
 	}
-	return [2]uint64{stat.Dev, stat.Ino}
+	return [2]uint64{uint64(stat.Dev), uint64(stat.Ino)}
 }
 
 func TestDescriptorsOfTheCallerStayAndNoneOfOursIsLeft(t *testing.T) {
