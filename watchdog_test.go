@@ -141,10 +141,31 @@ func TestRunWatchdogBeatsTwiceInATimeout(t *testing.T) {
 	}
 }
 
+// inquiry has the test answer when ask is called.
+type inquiry chan chan error
+
+func (q inquiry) ask() error {
+	answer := make(chan error)
+	q <- answer
+	return <-answer
+}
+
+// next waits until ask is called; what is sent there is returned by it.
+func (q inquiry) next(t *testing.T) chan<- error {
+	t.Helper()
+	select {
+	case answer := <-q:
+		return answer
+	case <-time.After(daemontest.Timeout):
+		t.Fatal("healthy is not called")
+		return nil
+	}
+}
+
 func TestRunWatchdogShowsWhyItDoesNotBeat(t *testing.T) {
 	sick := errors.New("disk full\nWATCHDOG=1")
-	results := make(chan error)
-	systemd, stop := watched(t, 2*time.Millisecond, func() error { return <-results })
+	health := make(inquiry)
+	systemd, stop := watched(t, 2*time.Millisecond, health.ask)
 	for i, test := range []struct {
 		result error
 		want   string
@@ -157,7 +178,7 @@ func TestRunWatchdogShowsWhyItDoesNotBeat(t *testing.T) {
 		{nil, "STATUS=\n" + beat},
 		{nil, beat},
 	} {
-		results <- test.result
+		health.next(t) <- test.result
 		if got := string(systemd.Next(t.Context()).Raw); got != test.want {
 			t.Errorf("%d: %q, want %q", i, got, test.want)
 		}
@@ -226,21 +247,17 @@ func TestRunWatchdogIsSilentOnceItsContextHasEnded(t *testing.T) {
 
 func TestRunWatchdogGoesOnWhereABeatCannotBeSent(t *testing.T) {
 	m := listenByHand(t)
-	questions := make(chan chan error)
-	_, stop := watched(t, 2*time.Millisecond, func() error {
-		answer := make(chan error)
-		questions <- answer
-		return <-answer
-	})
+	health := make(inquiry)
+	_, stop := watched(t, 2*time.Millisecond, health.ask)
 	t.Setenv("NOTIFY_SOCKET", m.address)
-	question := <-questions
+	answer := health.next(t)
 	hear := func(result error, want string) {
 		t.Helper()
-		question <- result
+		answer <- result
 		if got := m.next(); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
-		question = <-questions
+		answer = health.next(t)
 	}
 	hear(nil, beat)
 	for _, result := range []error{nil, errors.New("sick")} {
@@ -251,8 +268,8 @@ func TestRunWatchdogGoesOnWhereABeatCannotBeSent(t *testing.T) {
 		}
 		m.close()
 		for range 3 {
-			question <- nil
-			question = <-questions
+			answer <- nil
+			answer = health.next(t)
 		}
 		os.Remove(m.address)
 		m = openMailbox(t, m.address)

@@ -51,6 +51,7 @@ type fakeT struct {
 	*testing.T
 	cleanups []func()
 	failure  string
+	left     []int // the processes below the test when it failed
 	logs     []string
 }
 
@@ -62,6 +63,7 @@ func (f *fakeT) Logf(format string, args ...any) {
 
 func (f *fakeT) Fatalf(format string, args ...any) {
 	f.failure += fmt.Sprintf(format, args...)
+	f.left = descendants(os.Getpid())
 	runtime.Goexit()
 }
 
@@ -86,7 +88,7 @@ func (f *fakeT) run(do func()) {
 
 // failing runs a test within the test that must fail, and whose failure must
 // hold each of the words.
-func failing(t *testing.T, test func(TB), words ...string) {
+func failing(t *testing.T, test func(TB), words ...string) *fakeT {
 	t.Helper()
 	f := inTest(t, test)
 	if f.failure == "" {
@@ -97,6 +99,7 @@ func failing(t *testing.T, test func(TB), words ...string) {
 			t.Errorf("no %q in the failure: %s", word, f.failure)
 		}
 	}
+	return f
 }
 
 // passing runs a test within the test that must not fail.

@@ -334,13 +334,16 @@ func TestCommandThatDoesNotReturn(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var pids []int
-			failing(t, func(ft TB) {
+			f := failing(t, func(ft TB) {
 				s := StartShell(ft, shell(script))
 				s.Expect(t.Context(), "pid")
 				pids = s.Processes()
 				s.Prompt(short(t))
 				t.Error("Fatalf has returned")
 			}, "/bin/sh has not returned", "deadline", "in state ", `"pid `)
+			if len(f.left) > 0 {
+				t.Errorf("processes are left at the failure: %v", f.left)
+			}
 			for _, pid := range pids {
 				if exists(pid) {
 					t.Errorf("process %d is left", pid)

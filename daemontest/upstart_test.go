@@ -105,7 +105,10 @@ func TestJobThatDoesNotStop(t *testing.T) {
 		failing(t, func(t TB) { Upstart(t, cmd) }, "was stopped by SIGTSTP", "is about SIGSTOP", "a word")
 	})
 	t.Run("nothing", func(t *testing.T) {
-		failing(t, func(ft TB) { upstart(short(t), ft, shell("echo $$; exec sleep 60")) }, "has not stopped itself", "deadline", "in state S", `\n`)
+		f := failing(t, func(ft TB) { upstart(short(t), ft, shell("echo $$; sleep 60 & exec sleep 60")) }, "has not stopped itself", "deadline", "in state S", `\n`)
+		if len(f.left) > 0 {
+			t.Errorf("processes are left at the failure: %v", f.left)
+		}
 	})
 	t.Run("context", func(t *testing.T) {
 		cmd := exec.CommandContext(short(t), "sleep", "60")
@@ -217,25 +220,32 @@ func (w *slowWriter) Write(text []byte) (int, error) {
 }
 
 func TestJobIsEndedWithTheTest(t *testing.T) {
-	quick(t)
-	tests := map[string]string{
-		"gentle":        `trap 'echo "got TERM" >&3; exit' TERM; kill -STOP $$; while :; do sleep 0.01; done`,
-		"deaf":          `trap '' TERM; kill -STOP $$; while :; do sleep 0.01; done`,
-		"stopped":       `kill -STOP $$; kill -STOP $$; while :; do sleep 0.01; done`,
-		"with children": `(trap '' TERM; sleep 60) & setsid sleep 60 & kill -STOP $$; exec sleep 60`,
+	tests := []struct {
+		name, script, said string
+		stops              int
+	}{
+		{"gentle", `trap 'echo "got TERM" >&3; exit' TERM; kill -STOP $$; while :; do sleep 0.01; done`, "got TERM\n", 1},
+		{"stopped", `trap 'echo "got TERM" >&3; exit' TERM; kill -STOP $$; kill -STOP $$; while :; do sleep 0.01; done`, "got TERM\n", 2},
+		{"deaf", `trap '' TERM; kill -STOP $$; while :; do sleep 0.01; done`, "", 1},
+		{"with children", `(trap '' TERM; sleep 60) & setsid sleep 60 & kill -STOP $$; exec sleep 60`, "", 1},
 	}
-	for name, script := range tests {
-		t.Run(name, func(t *testing.T) {
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if test.said == "" {
+				quick(t)
+			}
 			file, err := os.Create(filepath.Join(t.TempDir(), "out"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer file.Close()
 			var pids []int
-			passing(t, func(t TB) {
-				cmd := shell(script)
+			passing(t, func(ft TB) {
+				cmd := shell(test.script)
 				cmd.ExtraFiles = []*os.File{file}
-				pids = Upstart(t, cmd).parent.processes()
+				j := Upstart(ft, cmd)
+				eventually(t, "it is stopped", func() bool { return len(j.Stops()) == test.stops })
+				pids = j.parent.processes()
 			})
 			if len(pids) == 0 {
 				t.Error("no processes")
@@ -245,8 +255,8 @@ func TestJobIsEndedWithTheTest(t *testing.T) {
 					t.Errorf("process %d is left", pid)
 				}
 			}
-			if said, _ := os.ReadFile(file.Name()); (name == "gentle") != (string(said) == "got TERM\n") {
-				t.Errorf("it said %q", said)
+			if said, err := os.ReadFile(file.Name()); string(said) != test.said || err != nil {
+				t.Errorf("it said %q, %v", said, err)
 			}
 		})
 	}
@@ -273,12 +283,18 @@ func TestContextEndsJob(t *testing.T) {
 }
 
 func TestSignalToWhoIsGone(t *testing.T) {
-	j := Upstart(t, shell("kill -STOP $$"))
-	j.Wait(t.Context())
-	if err := j.Signal(unix.SIGTERM); err != unix.ESRCH {
+	j := Upstart(t, shell("kill -STOP $$; exec sleep 60"))
+	stranger := Process{PID: os.Getpid(), parent: j.parent}
+	if err := stranger.Signal(0); err != unix.ESRCH {
+		t.Errorf("a process that is not below the parent: %v", err)
+	}
+	if err := j.Signal(unix.SIGINT); err != nil {
 		t.Error(err)
 	}
-	if err := j.parent.ask(order{PID: os.Getpid(), Signal: 0}); err != unix.ESRCH {
+	if status := j.Wait(t.Context()); status.Signal() != unix.SIGINT {
+		t.Errorf("the job %s", describe(status))
+	}
+	if err := j.Signal(unix.SIGINT); err != unix.ESRCH {
 		t.Error(err)
 	}
 }

@@ -77,6 +77,7 @@ func start(t *testing.T, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{t: t, cmd: cmd, ended: make(chan error, 1)}
 	cmd.Stderr = &p.stderr
+	cmd.WaitDelay = patience // for whoever it leaves behind with its standard error
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
