@@ -55,10 +55,10 @@
 //
 // # What if it must stay in the foreground?
 //
-// A process that is PID 1, or was started by it or from outside its PID namespace,
-// or that systemd executed itself, does not detach. For s6, runit and supervisord, which leave no trace, and for
-// people, have a -f flag that calls [Foreground]. Type=forking is not served: the
-// cure is Type=notify.
+// A process that is PID 1, or was started by it or from outside its PID
+// namespace, or that systemd executed itself, does not detach. For s6, runit and
+// supervisord, which leave no trace, and for people, have a -f flag that calls
+// [Foreground]. Type=forking is not served: the cure is Type=notify.
 //
 // # Errors
 //

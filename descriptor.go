@@ -36,6 +36,17 @@ func hold(fd int) held {
 	return held{fd, id}
 }
 
+// holdPipe holds the pipe that a marker names. A forged one may name anything,
+// and is to harm nothing.
+func holdPipe(fd int) held {
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil || fd <= 2 || stat.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return held{fd: -1}
+	}
+	unix.CloseOnExec(fd)
+	return hold(fd)
+}
+
 // ours tells whether the descriptor still stands for what it did.
 func (h held) ours() bool {
 	id, err := identify(h.fd)

@@ -36,7 +36,7 @@ func Detach() error {
 	if daemonized {
 		return checkLauncher()
 	}
-	if Detect() != None {
+	if Detect() != None || start.supervisor != None {
 		return nil
 	}
 	return detach("Detach")
@@ -116,6 +116,7 @@ var start origin
 type origin struct {
 	path        string // executes this very program
 	args, env   []string
+	supervisor  Supervisor
 	directory   string
 	directoryID identity
 	credentials credentials
@@ -134,7 +135,10 @@ type credentials struct {
 var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
 
 func (o *origin) keep() {
-	o.args, o.env = slices.Clone(os.Args), os.Environ()
+	o.args, o.env, o.supervisor = nil, os.Environ(), Detect()
+	for _, arg := range os.Args { // which are in the memory where setproctitle(3) writes
+		o.args = append(o.args, strings.Clone(arg))
+	}
 	o.directory, _ = unix.Getwd()
 	o.directoryID, _ = identifyPath(".")
 	o.credentials = currentCredentials()
@@ -167,10 +171,13 @@ func currentCredentials() credentials {
 	return credentials{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid(), root}
 }
 
+const cureTestRun = "set NOTIFY_SOCKET, call daemon.Foreground or use package daemontest"
+
 var (
-	errTestRun = errors.New("set NOTIFY_SOCKET, call daemon.Foreground or use package daemontest")
-	errSecure  = errors.New("a setuid, setgid or file capability program cannot start itself again")
+	errTestRun = errors.New(cureTestRun)
+	errSecure  = errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
 	errChanged = errors.New("user, group or root directory have changed: call daemon.Detach first in main")
+	errUnset   = errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
 )
 
 // inTest tells whether this is a `go test` run.
@@ -191,6 +198,8 @@ func detach(verb string) error {
 		return failed("detach", "in a go test run", errTestRun)
 	case secure():
 		return failed("detach", start.args[0], errSecure)
+	case start.supervisor != None: // it is there, and cannot be told
+		return failed("detach", start.args[0], errUnset)
 	case start.credentials != currentCredentials():
 		return failed("detach", start.args[0], errChanged)
 	}
@@ -203,8 +212,13 @@ func detach(verb string) error {
 // would look like its death.
 func stays() bool {
 	// A parent of 0 is outside of the PID namespace: a container runtime.
-	return foreground.Load() || pid == 1 || start.parent <= 1 ||
-		os.Getenv("SYSTEMD_EXEC_PID") == strconv.Itoa(pid)
+	return foreground.Load() || pid == 1 || start.parent <= 1 || executedBySystemd()
+}
+
+// executedBySystemd tells so even where main has cleared the environment.
+func executedBySystemd() bool {
+	own := strconv.Itoa(pid)
+	return os.Getenv("SYSTEMD_EXEC_PID") == own || slices.Contains(start.env, "SYSTEMD_EXEC_PID="+own)
 }
 
 // replace executes the launcher in place of this program.
@@ -214,14 +228,16 @@ func replace(verb string) error {
 		return err
 	}
 	m := mark{role: "launcher", pid: pid, verb: verb, name: commandName(), directory: directory}
-	keepFilesOnExec(true)
+	if err := keepFilesOnExec(true); err != nil {
+		return err
+	}
 	undo := prepareExec()
 	// A child on its way from fork to exec would hold on to our listeners.
 	syscall.ForkLock.Lock()
 	err = syscall.Exec(start.path, start.args, append(slices.Clip(start.env), m.String()))
 	syscall.ForkLock.Unlock()
 	undo()
-	keepFilesOnExec(false)
+	_ = keepFilesOnExec(false)
 	return failed("detach: call daemon.Detach first in main: execve", start.path, err)
 }
 
@@ -363,8 +379,7 @@ var self struct {
 // closing all descriptors.
 func begin(m mark) {
 	daemonized = true
-	unix.CloseOnExec(m.pipe)
-	self.launcher, self.pipe = m.pid, hold(m.pipe)
+	self.launcher, self.pipe = m.pid, holdPipe(m.pipe)
 	null, _ := openNull() // if not now, then by Ready
 	self.null = hold(null)
 	setName(m.name)
@@ -433,7 +448,7 @@ func leaveTerminal() error {
 		}
 	}
 	defer unix.Close(null)
-	if _, err := unix.Setsid(); err != nil {
+	if err := newSession(); err != nil {
 		return failed("detach: setsid", "process "+strconv.Itoa(pid), err)
 	}
 	for fd := range 3 {
@@ -442,6 +457,21 @@ func leaveTerminal() error {
 		}
 	}
 	return nil
+}
+
+// newSession makes this process the leader of a session, unless it is one: main
+// has called setsid(2), or a Ready that failed after that.
+func newSession() error {
+	if session, err := unix.Getsid(0); err == nil && session == pid {
+		return nil
+	}
+	// The leader of a process group cannot have a session: it joins the launcher's.
+	if group, err := unix.Getpgid(0); err == nil && group == pid {
+		group, _ = unix.Getpgid(self.launcher)
+		_ = unix.Setpgid(0, group)
+	}
+	_, err := unix.Setsid()
+	return err
 }
 
 // openNull opens /dev/null, and not as 0, 1 or 2.

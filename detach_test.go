@@ -33,7 +33,12 @@ var callers = map[string]func(l *line) caller{
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		return l.pipe(cmd)
 	},
-	"closed": func(l *line) caller { return l.pipe(underShell(l.command(), `exec "$@" <&- >&- 2>&-`)) },
+	"input closed":  func(l *line) caller { return l.pipe(underShell(l.command(), `exec "$@" <&-`)) },
+	"output closed": func(l *line) caller { return l.pipe(underShell(l.command(), `exec "$@" >&-`)) },
+	"error closed":  func(l *line) caller { return l.pipe(underShell(l.command(), `exec "$@" 2>&-`)) },
+	"input, output and error closed": func(l *line) caller {
+		return l.pipe(underShell(l.command(), `exec "$@" <&- >&- 2>&-`))
+	},
 }
 
 func TestCallerGoesOnOnceTheDaemonIsReady(t *testing.T) {
@@ -63,7 +68,7 @@ func TestCallerGoesOnOnceTheDaemonIsReady(t *testing.T) {
 				second.do("say to nobody")
 				second.mustBeDetached()
 				printed := strings.ReplaceAll(c.printed(), "\r", "")
-				if want := "starting\n"; printed != want && name != "closed" {
+				if want := "starting\n"; printed != want && !strings.Contains(name, "error") {
 					t.Errorf("printed %q, want %q", printed, want)
 				}
 			})
@@ -128,6 +133,9 @@ func TestStaysWhereSomethingHoldsOnToTheProcess(t *testing.T) {
 		"systemd has executed it": {wrap: func(_ *testing.T, cmd *exec.Cmd) *exec.Cmd {
 			return underShell(cmd, `SYSTEMD_EXEC_PID=$$ exec "$@"`)
 		}},
+		"systemd has executed it, and main has cleared the environment": {wrap: func(_ *testing.T, cmd *exec.Cmd) *exec.Cmd {
+			return underShell(cmd, `SYSTEMD_EXEC_PID=$$ exec "$@"`)
+		}, orders: []string{"unsetenv SYSTEMD_EXEC_PID"}},
 		"Foreground": {orders: []string{"foreground"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -201,6 +209,10 @@ func TestDetachDoesNothingUnderASupervisor(t *testing.T) {
 			// Nor does Ready, where it can't tell the supervisor.
 			p.refuses("ready", "/nowhere", "no such file")
 			p.do("detach")
+			// Nor where main has made it impossible: it is there all the same.
+			p.do("unsetenv NOTIFY_SOCKET")
+			p.refuses("ready", "daemon: detach ", "UnsetEnvironment")
+			p.do("detach")
 		}
 		p.leaves("exit 7")
 		if got := c.exit(); got != "exit 7" {
@@ -245,7 +257,7 @@ func TestDaemonStartsAsTheFirstProcessDid(t *testing.T) {
 	for _, question := range questions {
 		want = append(want, first.ask(question))
 	}
-	for _, order := range []string{"chdir /", "setenv TESTED=changed", "setenv NEW=1", "forget-args"} {
+	for _, order := range []string{"chdir /", "setenv TESTED=changed", "setenv NEW=1", "overwrite-args", "forget-args"} {
 		first.do(order)
 	}
 
@@ -333,7 +345,7 @@ func TestDescriptorsOfTheCallerStayAndNoneOfOursIsLeft(t *testing.T) {
 	cmd := l.command()
 	given := map[int][2]uint64{}
 	cmd.ExtraFiles = make([]*os.File, 4100)
-	for _, fd := range []int{3, 4, 47, 4000, 4001} {
+	for _, fd := range []int{3, 4, 47, 48, 49, 50, 4000, 4001} { // where ours would be, too
 		file, err := os.Create(filepath.Join(t.TempDir(), "given"))
 		if err != nil {
 			t.Fatal(err)
@@ -531,13 +543,18 @@ func TestDetachesWithoutProc(t *testing.T) {
 		{"absolute", path, t.TempDir()},
 		{"relative", "./" + filepath.Base(path), filepath.Dir(path)},
 		{"in PATH", filepath.Base(path), t.TempDir()},
+		{"absolute, in a chroot", path, "/"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			script := `mount -t tmpfs none /proc || exit 9; exec "$@"`
+			if test.directory == "/" {
+				root := t.TempDir()
+				script = fmt.Sprintf(`mount --rbind / '%[1]s' && umount -l '%[1]s/proc' || exit 9; exec chroot '%[1]s' "$@"`, root)
+			}
 			l := newLine(t)
 			cmd := l.command()
 			cmd.Path, cmd.Dir = test.argv0, test.directory
 			cmd.Env = append(cmd.Env, "PATH="+filepath.Dir(path)+":"+os.Getenv("PATH"))
-			const script = `mount -t tmpfs none /proc || exit 9; exec "$@"`
 			c := l.pipe(inNamespaces(t, underShell(cmd, script), "--mount"))
 			first := l.process()
 			first.do("chdir /")
@@ -630,6 +647,49 @@ func TestSignalsToTheLauncherArePassedOn(t *testing.T) {
 	second.do("ready")
 	if got := c.exit(); got != "exit 0" {
 		t.Errorf("the caller sees %s", got)
+	}
+}
+
+func TestSignalsThatTheCallerIgnoredAreNotPassedOn(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	c := l.pipe(underShell(l.command(), `trap "" HUP; exec "$@"`))
+	first := l.process()
+	second := first.detaches("ready")
+	second.do("catch HUP TERM")
+	unix.Kill(first.pid, unix.SIGHUP)
+	unix.Kill(first.pid, unix.SIGTERM)
+	if got := second.ask("signal"); got != unix.SIGTERM.String() {
+		t.Errorf("the daemon gets %s, want %v", got, unix.SIGTERM)
+	}
+	second.do("ready")
+	if got := c.exit(); got != "exit 0" {
+		t.Errorf("the caller sees %s", got)
+	}
+}
+
+// What other ways to daemonize begin with does not stand in Ready's way, nor
+// does a Ready that has failed half-way.
+func TestDaemonThatLeadsASessionOrAGroupAlreadyGetsReady(t *testing.T) {
+	t.Parallel()
+	for _, order := range []string{"setsid", "setpgid", "limit-files 0 1000"} {
+		for name, start := range callers {
+			t.Run(order+"/"+name, func(t *testing.T) {
+				l := newLine(t)
+				c := start(l)
+				second := l.process().detaches("ready")
+				second.do(order)
+				if strings.HasPrefix(order, "limit-files") {
+					second.refuses("ready", "daemon: detach: open /dev/null as descriptor 0")
+					second.do("limit-files 1000 1000")
+				}
+				second.do("ready")
+				second.mustBeDetached()
+				if got := c.exit(); got != "exit 0" {
+					t.Errorf("the caller sees %s and %s", got, c.printed())
+				}
+			})
+		}
 	}
 }
 
@@ -765,6 +825,29 @@ func TestVariablesThatNameTheLauncherNameTheDaemon(t *testing.T) {
 		if got := second.ask("files"); got != "web=content" {
 			t.Errorf("Files called early: %v; the daemon has %q", early, got)
 		}
+	}
+}
+
+// The program started again could not have them back.
+func TestDescriptorsThatWerePassedAndClosedAreAReasonNotToDetach(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	file, err := os.Create(filepath.Join(t.TempDir(), "passed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	cmd := l.command()
+	cmd.ExtraFiles = []*os.File{file}
+	c := l.pipe(underShell(cmd, `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$@"`))
+	p := l.process()
+	p.do("close-files")
+	for _, order := range []string{"ready", "detach"} {
+		p.refuses(order, "call daemon.Detach first in main", "pass on web", os.ErrClosed.Error())
+	}
+	p.leaves("exit 7")
+	if got := c.exit(); got != "exit 7" {
+		t.Errorf("the caller sees %s and %s", got, c.printed())
 	}
 }
 

@@ -190,8 +190,13 @@ func mustDetachAndFail(t *testing.T, command func() *exec.Cmd, status3, terminat
 
 func TestReadyIsAnErrorInGoTest(t *testing.T) {
 	t.Parallel()
-	out := mustRun(t, goCommand(t, module(t), "test", "-mod=mod", "-v", "."))
-	if strings.Count(out, "set NOTIFY_SOCKET, call daemon.Foreground") != 2 {
-		t.Errorf("go test: %s", out)
+	dir := module(t)
+	for variable, want := range map[string]int{"UPSTART_JOB=": 2, "UPSTART_JOB=job": 1} { // errors: Detach does nothing in a job
+		test := goCommand(t, dir, "test", "-mod=mod", "-count=1", "-v", ".")
+		test.Env = append(test.Env, variable)
+		out := mustRun(t, test)
+		if strings.Count(out, "in a go test run") != want || strings.Count(out, "set NOTIFY_SOCKET, call daemon.Foreground") != want {
+			t.Errorf("%s go test: %s", variable, out)
+		}
 	}
 }

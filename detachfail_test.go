@@ -25,15 +25,18 @@ import (
 
 func TestCallerSeesHowInitializationFailed(t *testing.T) {
 	t.Parallel()
+	mayDumpCore(t)
 	type failure struct {
 		order, exit, said string
-		goroutines        bool // a Go program's crash, seen once
+		goroutines        bool   // a Go program's crash, seen once
+		variable          string // in the environment
 	}
 	failures := []failure{
 		{order: "exit 3", exit: "exit 3"},
 		{order: "exit 255", exit: "exit 255"},
 		{order: "log.Fatal no shop", exit: "exit 1", said: "no shop\n"},
 		{order: "panic no shop", exit: "exit 2", said: "panic: no shop\n", goroutines: true},
+		{order: "panic no lock", exit: "SIGABRT", said: "panic: no lock\n", goroutines: true, variable: "GOTRACEBACK=crash"},
 		{order: "become echo no shop >&2; exit 9", exit: "exit 9", said: "no shop\n"},
 	}
 	for _, name := range []string{"QUIT", "ABRT", "SEGV", "TERM", "KILL", "HUP", "INT", "USR1", "BUS", "TRAP"} {
@@ -45,7 +48,8 @@ func TestCallerSeesHowInitializationFailed(t *testing.T) {
 				l := newLine(t)
 				cmd := l.command()
 				cmd.Dir = t.TempDir() // for the daemon's core
-				c := l.pipe(underShell(cmd, `ulimit -c unlimited 2>/dev/null; exec "$@"`))
+				cmd.Env = append(cmd.Env, f.variable)
+				c := l.pipe(underShell(cmd, `ulimit -c unlimited && exec "$@"`))
 				second := l.process().detaches(verb)
 				second.do("say opening")
 				second.leaves(f.order)
@@ -54,6 +58,43 @@ func TestCallerSeesHowInitializationFailed(t *testing.T) {
 				}
 				said, ok := strings.CutPrefix(c.printed(), "opening\n"+f.said)
 				if !ok || !f.goroutines && said != "" || f.goroutines && strings.Count(said, "goroutine 1 ") != 1 {
+					t.Errorf("printed %q", c.printed())
+				}
+				l.mustBeOver()
+				l.mustBeSilent()
+			})
+		}
+	}
+}
+
+// mayDumpCore skips the test where no core would show that it is not the
+// launcher's.
+func mayDumpCore(t *testing.T) {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if limit.Max != ^uint64(0) && os.Geteuid() != 0 {
+		skipUnlessForbidden(t, fmt.Sprintf("no core may be longer than %d bytes", limit.Max))
+	}
+}
+
+func TestEachCallerSeesAFailure(t *testing.T) {
+	t.Parallel()
+	for name, start := range callers {
+		for verb, f := range map[string]struct{ order, exit string }{
+			"ready":  {"log.Fatal no shop", "exit 1"},
+			"detach": {"become kill -TERM $$", "SIGTERM"},
+		} {
+			t.Run(name+"/"+verb, func(t *testing.T) {
+				l := newLine(t)
+				c := start(l)
+				l.process().detaches(verb).leaves(f.order)
+				if got := c.exit(); got != f.exit {
+					t.Errorf("the caller sees %s, want %s", got, f.exit)
+				}
+				if verb == "ready" && !strings.Contains(name, "error") && strings.ReplaceAll(c.printed(), "\r", "") != "no shop\n" {
 					t.Errorf("printed %q", c.printed())
 				}
 				l.mustBeOver()
@@ -284,18 +325,40 @@ func TestForgedMarkerIsIgnored(t *testing.T) {
 func TestForgedMarkerMakesNoDaemon(t *testing.T) {
 	t.Parallel()
 	_, daemon, pid := realMarkers(t)
+	forged := map[string]string{} // what is wrong with it
 	for _, launcher := range []string{pid, "1", "0", "-1", "99999999", strconv.Itoa(os.Getpid())} {
+		forged["launcher "+launcher] = strings.Replace(daemon, pid, launcher, 1)
+	}
+	// The parent is right, and the descriptor a stranger's.
+	fields := strings.Split(strings.Replace(daemon, pid, strconv.Itoa(os.Getpid()), 1), "/")
+	for _, fd := range []string{"-1", "0", "1", "2", "3", "99"} {
+		fields[3] = fd
+		forged["descriptor "+fd] = strings.Join(fields, "/")
+	}
+	for name, marker := range forged {
 		l := newLine(t)
+		file, err := os.Create(filepath.Join(t.TempDir(), "of a stranger"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
 		cmd := l.command()
-		cmd.Env = append(cmd.Env, "_DAEMON_DETACH="+strings.Replace(daemon, pid, launcher, 1))
+		cmd.Env, cmd.ExtraFiles = append(cmd.Env, "_DAEMON_DETACH="+marker), []*os.File{file}
 		c := l.pipe(cmd)
 		p := l.process()
+		had := p.fileOf(3)
 		p.mustHaveNoMarker()
 		p.mustNotFindTheLauncher()
+		if has := p.fileOf(3); has != had {
+			t.Errorf("%s: descriptor 3 was %s and is %s", name, had, has)
+		}
 		p.do("say here")
 		p.leaves("exit 7")
 		if got := c.exit(); got != "exit 7" || c.printed() != "here\n" {
-			t.Errorf("launcher %s: the caller sees %s and %q", launcher, got, c.printed())
+			t.Errorf("%s: the caller sees %s and %q", name, got, c.printed())
+		}
+		if content, err := os.ReadFile(file.Name()); err != nil || len(content) > 0 {
+			t.Errorf("%s: %q was written (%v)", name, content, err)
 		}
 		l.mustBeOver()
 		l.mustBeSilent()
@@ -442,17 +505,26 @@ func TestProgramThatCannotBeExecutedGoesOnUndamaged(t *testing.T) {
 
 func TestLauncherThatFailsNamesTheOperation(t *testing.T) {
 	t.Parallel()
+	mustFail := func(l *line, c caller, words string) {
+		t.Helper()
+		if got := c.exit(); got != "exit 1" || !regexp.MustCompile(words).MatchString(c.printed()) {
+			t.Errorf("the caller sees %s and %q, want %s", got, c.printed(), words)
+		}
+		l.mustBeOver()
+		l.mustBeSilent()
+	}
 	l := newLine(t)
 	c := l.pipe(l.command())
 	first := l.process()
 	first.do("limit-files 4 4")
 	first.leaves("ready")
-	if got := c.exit(); got != "exit 1" ||
-		!regexp.MustCompile(`^daemon: open pipe: .*too many open files\n$`).MatchString(c.printed()) {
-		t.Errorf("the caller sees %s and %q", got, c.printed())
-	}
-	l.mustBeOver()
-	l.mustBeSilent()
+	mustFail(l, c, `^daemon: open pipe: .*too many open files\n$`)
+
+	launcher, _, pid := realMarkers(t) // as if the directory had gone meanwhile
+	l = newLine(t)
+	marker := strings.Replace(launcher, pid, "$$", 1) + "/nowhere"
+	c = l.pipe(underShell(l.command(), `_DAEMON_DETACH="`+marker+`" exec "$@"`))
+	mustFail(l, c, `^daemon: chdir /nowhere: no such file or directory\n$`)
 }
 
 // The word of a daemon that ends at once is not lost.
@@ -497,41 +569,47 @@ func TestLauncherWaitsForTheDaemonNotForItsPipe(t *testing.T) {
 func TestProgramThatClosesAllDescriptorsHasNotDetached(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []string{"256", "6000"} {
-		l := newLine(t)
-		path := filepath.Join(t.TempDir(), "of a stranger")
-		cmd := l.called(program(t, "closer", path))
-		c := l.pipe(underShell(cmd, "ulimit -n "+limit+`; exec "$@"`))
-		if got := c.exit(); got != "exit 4" || !strings.Contains(c.printed(), "find launcher descriptor") {
-			t.Errorf("the caller sees %s and %q", got, c.printed())
-		}
-		l.mustBeOver()
-		if content, err := os.ReadFile(path); err != nil || len(content) > 0 {
-			t.Errorf("the file that took the numbers holds %q (%v)", content, err)
+		for _, verb := range []string{"Ready", "Detach"} {
+			l := newLine(t)
+			path := filepath.Join(t.TempDir(), "of a stranger")
+			cmd := l.called(program(t, "closer", verb, path))
+			c := l.pipe(underShell(cmd, "ulimit -n "+limit+`; exec "$@"`))
+			if got := c.exit(); got != "exit 4" || !strings.Contains(c.printed(), "find launcher descriptor") {
+				t.Errorf("%s: the caller sees %s and %q", verb, got, c.printed())
+			}
+			l.mustBeOver()
+			if content, err := os.ReadFile(path); err != nil || len(content) > 0 {
+				t.Errorf("%s: the file that took the numbers holds %q (%v)", verb, content, err)
+			}
 		}
 	}
 }
 
 func init() {
 	programs["closer"] = func() {
-		if err := detachAndTakeAll(os.Args[1]); err != nil {
+		err := error(nil)
+		if os.Args[1] == "Detach" {
+			err = daemon.Detach()
+		}
+		if err == nil {
+			err = takeAllAndBeReady(os.Args[2])
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(4)
 		}
 	}
 }
 
-// detachAndTakeAll closes all descriptors from 3 up, as old advice has it, and
+// takeAllAndBeReady closes all descriptors from 3 up, as old advice has it, and
 // opens a file so often that it has every number.
-func detachAndTakeAll(path string) error {
-	if err := daemon.Detach(); err != nil {
-		return err
-	}
+func takeAllAndBeReady(path string) error {
 	if err := unix.CloseRange(3, math.MaxInt32, 0); err != nil {
 		return err
 	}
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT, 0o600)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
 	for err == nil {
-		_, err = unix.Dup(fd)
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	}
 	// Time for the runtime to look at its poller, if it has one open: it would
 	// throw.

@@ -76,9 +76,10 @@ func passedFiles() (count int, names []string) {
 	return count, names
 }
 
-// keepFilesOnExec reverts what Files did to the descriptors that are still
-// open, or does it again: a detach hands them on to the program started again.
-func keepFilesOnExec(keep bool) {
+// keepFilesOnExec reverts what Files did to the descriptors, or does it again: a
+// detach hands them on to the program started again. One that is closed would
+// be missing there.
+func keepFilesOnExec(keep bool) error {
 	passed.Lock()
 	defer passed.Unlock()
 	flags := unix.FD_CLOEXEC
@@ -86,10 +87,13 @@ func keepFilesOnExec(keep bool) {
 		flags = 0
 	}
 	for _, file := range passed.files {
-		if fd, err := descriptor(file); err == nil {
-			_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags)
+		fd, err := descriptor(file)
+		if err != nil {
+			return failed("detach: call daemon.Detach first in main: pass on", file.Name(), err)
 		}
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags)
 	}
+	return nil
 }
 
 // maxRights is how many descriptors one message carries (SCM_MAX_FD of

@@ -44,7 +44,12 @@ func raise(signal unix.Signal) error {
 
 // duplicateTo makes descriptor to another name of from.
 func duplicateTo(from, to int) error {
-	return unix.Dup3(from, to, 0)
+	for {
+		err := unix.Dup3(from, to, 0)
+		if err != unix.EBUSY && err != unix.EINTR { // another thread is opening a file as to: dup(2)
+			return err
+		}
+	}
 }
 
 // secure tells whether the program runs with more rights than its caller has

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"errors"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,8 @@ var stopped struct {
 	done bool
 }
 
+var errTestJob = errors.New("unset UPSTART_JOB, and " + cureTestRun)
+
 // stopOnce tells upstart's `expect stop` that the process is ready: it stops,
 // and goes on when init continues it.
 func stopOnce() error {
@@ -24,7 +27,7 @@ func stopOnce() error {
 	case stopped.done:
 		return nil
 	case inTest():
-		return failed("raise SIGSTOP", "in a go test run: unset UPSTART_JOB", errTestRun)
+		return failed("raise SIGSTOP", "in a go test run", errTestJob)
 	case pid == 1: // the kernel discards it: see kill(2)
 		return failed("raise SIGSTOP", "as PID 1 of a namespace", unix.EPERM)
 	}
