@@ -133,7 +133,7 @@ func Ready(fields ...Field) error {
 	case Upstart:
 		return stopOnce()
 	case Systemd:
-		return send(address, patient, readyVerb, fields)
+		return send(nil, address, patient, readyVerb, fields)
 	}
 	return detach("Ready")
 }
@@ -152,14 +152,14 @@ func Reloading(fields ...Field) error {
 	if !ok {
 		own = own[:1]
 	}
-	return notify(patient, &verb{own: own}, fields)
+	return notify(nil, patient, &verb{own: own}, fields)
 }
 
 // Stopping tells the supervisor that the program begins to shut down
 // (STOPPING=1). Where the supervisor does not listen it does nothing and
 // returns nil; it waits at most 90 seconds for one that does not read.
 func Stopping(fields ...Field) error {
-	return notify(patient, stoppingVerb, fields)
+	return notify(nil, patient, stoppingVerb, fields)
 }
 
 // Fail tells the supervisor why the program is about to fail: STATUS is the
@@ -185,7 +185,7 @@ func Notify(fields ...Field) error {
 	if len(fields) == 0 {
 		return nil
 	}
-	return notify(brief, &verb{}, fields)
+	return notify(nil, brief, &verb{}, fields)
 }
 
 // Field is one assignment of a notification, as sd_notify(3) lists them. Of

@@ -2,7 +2,11 @@
 
 package daemon
 
-import "golang.org/x/sys/unix"
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
 
 // identity tells one file from another, whatever its name or number.
 type identity struct{ device, inode uint64 }
@@ -71,6 +75,20 @@ func moveHigh(fd int) (int, error) {
 	}
 	unix.CloseOnExec(moved)
 	return moved, nil
+}
+
+// openPipe is os.Pipe without the runtime's poller, which throws where there is no
+// descriptor left for it.
+func openPipe() (r, w int, err error) {
+	syscall.ForkLock.RLock() // nothing inherits it before it is close-on-exec
+	defer syscall.ForkLock.RUnlock()
+	var fds [2]int
+	if err := syscall.Pipe(fds[:]); err != nil {
+		return -1, -1, err
+	}
+	unix.CloseOnExec(fds[0])
+	unix.CloseOnExec(fds[1])
+	return fds[0], fds[1], nil
 }
 
 // firstTable is a number that the kernel's first table of 64 descriptors holds.

@@ -272,7 +272,7 @@ func launch(m mark) {
 		exitOn("chdir", m.directory, unix.Chdir(m.directory))
 		start.keep()
 	}
-	r, w, err := os.Pipe()
+	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
 	signals := make(chan os.Signal, 8)
 	catch(signals, unix.SIGTERM, unix.SIGHUP)
@@ -284,23 +284,29 @@ func launch(m mark) {
 	ended := make(chan unix.WaitStatus, 1)
 	go func() {
 		ended <- waitFor(daemon)
-		_, _ = w.Write([]byte{wordEnded})
+		_, _ = unix.Write(w, []byte{wordEnded})
 	}()
-	var word [1]byte
-	_, err = r.Read(word[:])
-	exitOn("read", "pipe", err)
-	if word[0] == wordReady {
+	if hear(r) == wordReady {
 		os.Exit(0)
 	}
 	endLike(m.verb, <-ended)
 }
 
+// hear waits for a word.
+func hear(pipe int) byte {
+	var word [1]byte
+	_, err := unix.Read(pipe, word[:])
+	for err == unix.EINTR {
+		_, err = unix.Read(pipe, word[:])
+	}
+	exitOn("read", "pipe", err)
+	return word[0]
+}
+
 // startDaemon starts the program once more, with another descriptor of the
 // pipe's end w that no descriptor of the caller's can be in the way of.
-func startDaemon(name string, w *os.File) (child int) {
-	low, err := descriptor(w)
-	exitOn("open", "pipe", err)
-	pipe, err := duplicate(low, firstTable)
+func startDaemon(name string, w int) (child int) {
+	pipe, err := duplicate(w, firstTable)
 	exitOn("duplicate", "pipe", err)
 	defer unix.Close(pipe)
 	m := mark{role: "daemon", pid: pid, pipe: pipe, name: name}

@@ -33,7 +33,7 @@ var passed struct {
 // Each call returns the same files, also after [UnsetEnvironment]; the caller
 // owns them and may close them. Where none was passed it returns nil; where the
 // environment promises more than were passed, it returns those in front of the
-// first that was not.
+// first that was not (or that the program itself has marked close-on-exec).
 func Files() []*os.File {
 	passed.Lock()
 	defer passed.Unlock()
@@ -119,12 +119,16 @@ func StoreFiles(name string, files ...*os.File) error {
 	if !validName(name) {
 		return failed("store files as", strconv.Quote(name), unix.EINVAL)
 	}
-	for _, file := range files {
-		if _, err := descriptor(file); err != nil {
+	defer runtime.KeepAlive(files)
+	rights := make([]int, len(files))
+	for i, file := range files {
+		fd, err := descriptor(file)
+		if err != nil {
 			return failed("store files as", name, err)
 		}
+		rights[i] = fd
 	}
-	for some := range slices.Chunk(files, maxRights) {
+	for some := range slices.Chunk(rights, maxRights) {
 		err := deliver(nil, address, brief, named("FDSTORE", name), nil, some)
 		if err != nil {
 			return err
@@ -144,7 +148,7 @@ func RemoveFiles(name string) error {
 	if !validName(name) {
 		return failed("remove files", strconv.Quote(name), unix.EINVAL)
 	}
-	return send(address, brief, named("FDSTOREREMOVE", name), nil)
+	return send(nil, address, brief, named("FDSTOREREMOVE", name), nil)
 }
 
 func named(key, name string) *verb {
@@ -172,23 +176,4 @@ func descriptor(file *os.File) (fd int, err error) {
 		return -1, os.ErrClosed // for which Control has an error of its own
 	}
 	return fd, nil
-}
-
-// sendFiles is sendNow with descriptors attached.
-func sendFiles(socket int, datagram []byte, files []*os.File) error {
-	fds := make([]int, len(files))
-	for i, file := range files {
-		fd, err := descriptor(file)
-		if err != nil {
-			return err
-		}
-		fds[i] = fd
-	}
-	defer runtime.KeepAlive(files)
-	for {
-		err := unix.Sendmsg(socket, datagram, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
-		if err != unix.EINTR {
-			return err
-		}
-	}
 }

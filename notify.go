@@ -20,14 +20,14 @@ import (
 )
 
 // notify sends verb's own assignments and then the caller's fields in one
-// datagram, and waits at most limit for room in the supervisor's queue. Where
-// none listens it does nothing.
-func notify(limit time.Duration, v *verb, fields []Field) error {
+// datagram, and waits at most limit, and no longer than until done is closed,
+// for room in the supervisor's queue. Where none listens it does nothing.
+func notify(done <-chan struct{}, limit time.Duration, v *verb, fields []Field) error {
 	who, address := supervisor()
 	if who != Systemd {
 		return nil
 	}
-	return send(address, limit, v, fields)
+	return send(done, address, limit, v, fields)
 }
 
 // verb is what a call says by itself.
@@ -59,28 +59,37 @@ func Barrier(ctx context.Context) error {
 	if who != Systemd {
 		return nil
 	}
-	r, w, err := os.Pipe()
+	r, w, err := openPipe()
 	if err != nil {
 		return failed("barrier", address, err)
 	}
-	defer r.Close()
-	err = deliver(ctx.Done(), address, unlimited, barrierVerb, nil, []*os.File{w})
-	w.Close()
-	if ctx.Err() != nil {
+	defer unix.Close(r)
+	err = deliver(ctx.Done(), address, unlimited, barrierVerb, nil, []int{w})
+	unix.Close(w)
+	letGo := false
+	for err == nil && !letGo && ctx.Err() == nil {
+		if letGo, err = hungUp(r); err != nil {
+			err = failed("barrier", address, err)
+		}
+	}
+	if !letGo && ctx.Err() != nil {
 		return failed("barrier", address, ctx.Err())
 	}
-	if err != nil {
-		return err
+	return err
+}
+
+// hungUp waits a while for the end of what may be read from a pipe. What a
+// receiver may write to it says nothing.
+func hungUp(pipe int) (bool, error) {
+	fds := [1]unix.PollFd{{Fd: int32(pipe)}} // POLLHUP comes unasked
+	_, err := unix.Poll(fds[:], int(pollInterval/time.Millisecond))
+	switch {
+	case err == unix.EINTR:
+		return false, nil
+	case fds[0].Revents&unix.POLLNVAL != 0: // the program has closed all descriptors
+		return false, unix.EBADF
 	}
-	stop := context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	for err == nil { // until the end of file: what a receiver may write says nothing
-		_, err = r.Read(make([]byte, 1))
-	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return failed("barrier", address, ctx.Err())
-	}
-	return nil
+	return fds[0].Revents != 0, err
 }
 
 // failed names the operation and what it was for.
@@ -97,27 +106,27 @@ func errnoOf(err error) (errno int, ok bool) {
 
 // send sends one datagram. What is the same each time needs neither the buffer
 // nor its lock.
-func send(address string, limit time.Duration, v *verb, fields []Field) error {
+func send(done <-chan struct{}, address string, limit time.Duration, v *verb, fields []Field) error {
 	if l := notifier.socket.link.Load(); len(fields) == 0 && v.alone != nil && l.reaches(address) {
 		if sendNow(l.fd, v.alone) == nil {
 			return nil
 		}
 	}
-	return deliver(nil, address, limit, v, fields, nil)
+	return deliver(done, address, limit, v, fields, nil)
 }
 
 // unlimited is the limit of a delivery that only done ends.
 const unlimited time.Duration = 0
 
-// pollInterval is how long a sender waits for room before it looks again:
-// another sender may have connected the socket to another address.
+// pollInterval is how long a wait lasts before it looks again: its context may
+// have ended, or another sender have connected the socket to another address.
 const pollInterval = 100 * time.Millisecond
 
-// deliver sends one datagram, with files attached. It first tries without
+// deliver sends one datagram, with descriptors attached. It first tries without
 // waiting; where the queue is full it waits for room with the lock released, so
 // that each caller's limit is its own.
-func deliver(done <-chan struct{}, address string, limit time.Duration, v *verb, fields []Field, files []*os.File) error {
-	fd, err := trySend(address, v, fields, files)
+func deliver(done <-chan struct{}, address string, limit time.Duration, v *verb, fields []Field, rights []int) error {
+	fd, err := trySend(address, v, fields, rights)
 	if !full(err) {
 		return err
 	}
@@ -132,26 +141,29 @@ func deliver(done <-chan struct{}, address string, limit time.Duration, v *verb,
 		default:
 			waitForRoom(fd, err)
 		}
-		fd, err = trySend(address, v, fields, files)
+		fd, err = trySend(address, v, fields, rights)
 	}
 	return err
 }
 
 // removed tells whether the receiver has removed its socket. OpenRC does that
-// after READY=1, and keeps it open, and never reads again.
+// after READY=1, and keeps it open, and never reads again. After a chroot the
+// path says nothing.
 func removed(address string) bool {
 	_, err := identifyPath(address)
-	return address[0] == '/' && err == unix.ENOENT
+	root, _ := identifyPath("/")
+	return address[0] == '/' && err == unix.ENOENT && root == start.credentials.root
 }
 
 // full tells whether a later try may find room: EAGAIN is a full queue, and so
 // is ENOBUFS on a BSD; on Linux it is the kernel's shortage of memory.
+// ETOOMANYREFS is too many descriptors that nobody has received yet.
 func full(err error) bool {
-	return err == unix.EAGAIN || err == unix.ENOBUFS
+	return err == unix.EAGAIN || err == unix.ENOBUFS || err == unix.ETOOMANYREFS
 }
 
 func waitForRoom(fd int, err error) {
-	if err == unix.ENOBUFS { // poll(2) knows nothing of these
+	if err != unix.EAGAIN { // poll(2) knows nothing of these
 		time.Sleep(pollInterval / 10)
 		return
 	}
@@ -172,7 +184,7 @@ var notifier struct {
 
 // trySend sends without waiting. The error is bare (and fd the socket) where
 // the queue is full.
-func trySend(address string, v *verb, fields []Field, files []*os.File) (fd int, err error) {
+func trySend(address string, v *verb, fields []Field, rights []int) (fd int, err error) {
 	notifier.Lock()
 	defer notifier.Unlock()
 	message := v.alone
@@ -183,18 +195,19 @@ func trySend(address string, v *verb, fields []Field, files []*os.File) (fd int,
 	}
 	s := &notifier.socket
 	l := s.link.Load()
-	kept := l.reaches(address)
+	// A stranger that has the number now, against all odds, gets no descriptor.
+	kept := l.reaches(address) && (rights == nil || s.ours())
 	if !kept {
 		if l, err = s.connect(address); err != nil {
 			return 0, err
 		}
 	}
-	err = l.send(message, files)
+	err = l.send(message, rights)
 	if kept && err != nil && !full(err) { // the receiver is gone, or the descriptor
 		if l, err = s.connect(address); err != nil {
 			return 0, err
 		}
-		err = l.send(message, files)
+		err = l.send(message, rights)
 	}
 	if err != nil && !full(err) {
 		err = failed("send", address, err)
@@ -216,11 +229,16 @@ type link struct {
 
 func (l *link) reaches(address string) bool { return l != nil && l.peer == address }
 
-func (l *link) send(message []byte, files []*os.File) error {
-	if len(files) == 0 {
+func (l *link) send(message []byte, rights []int) error {
+	if len(rights) == 0 {
 		return sendNow(l.fd, message)
 	}
-	return sendFiles(l.fd, message, files)
+	for {
+		err := unix.Sendmsg(l.fd, message, unix.UnixRights(rights...), nil, unix.MSG_NOSIGNAL)
+		if err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // connect connects the socket to address, for the first time or again.
@@ -237,7 +255,11 @@ func (s *socket) connect(address string) (*link, error) {
 		s.held = hold(fd)
 	}
 	// An @ stands for a NUL. Not unix.SockaddrUnix: it refuses the longest name.
-	if err := syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: address}); err != nil {
+	err := syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: address})
+	for err == syscall.EINTR {
+		err = syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: address})
+	}
+	if err != nil {
 		return nil, failed("connect", address, err)
 	}
 	s.link.Store(&link{s.fd, address})

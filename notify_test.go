@@ -649,7 +649,7 @@ func startCommand(t testing.TB, cmd *exec.Cmd) *child {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	late := time.AfterFunc(2*daemontest.Timeout, func() { cmd.Process.Kill() })
+	late := time.AfterFunc(5*daemontest.Timeout, func() { cmd.Process.Kill() })
 	t.Cleanup(func() {
 		late.Stop()
 		if cmd.ProcessState == nil {

@@ -23,9 +23,9 @@ type verb struct {
 
 func alwaysTheSame(verb) *verb { return nil }
 
-func notify(time.Duration, *verb, []Field) error { return nil }
+func notify(<-chan struct{}, time.Duration, *verb, []Field) error { return nil }
 
-func send(string, time.Duration, *verb, []Field) error { return nil }
+func send(<-chan struct{}, string, time.Duration, *verb, []Field) error { return nil }
 
 func monotonic() (usec int64, ok bool) { return 0, false }
 

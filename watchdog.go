@@ -14,7 +14,7 @@ import (
 // most 5 seconds for one that does not read. See [RunWatchdog] for a loop that
 // calls it.
 func Heartbeat() error {
-	return notify(brief, heartbeatVerb, nil)
+	return notify(nil, brief, heartbeatVerb, nil)
 }
 
 var heartbeatVerb = alwaysTheSame(verb{own: []Field{{key: "WATCHDOG", text: "1"}}})
@@ -69,7 +69,7 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 	var w watchdog
 	for ctx.Err() == nil {
 		if result, ok := check(ctx, healthy); ok {
-			w.report(result)
+			w.report(ctx.Done(), result)
 			if p := pause(timeout, result); p != period {
 				period = p
 				ticker.Reset(period)
@@ -111,16 +111,17 @@ func check(ctx context.Context, healthy func() error) (result error, ok bool) {
 // watchdog remembers whether the supervisor may be showing an old complaint.
 type watchdog struct{ complained bool }
 
-func (w *watchdog) report(result error) {
+// report tells the supervisor, and gives up when done is closed.
+func (w *watchdog) report(done <-chan struct{}, result error) {
 	switch {
 	case result != nil:
 		w.complained = true
-		_ = Notify(Status(result.Error()))
+		_ = notify(done, brief, &verb{}, []Field{Status(result.Error())})
 	case w.complained:
 		// Sent together, so that neither gets through alone.
-		err := Notify(Set("WATCHDOG", "1"), Status(""))
+		err := notify(done, brief, heartbeatVerb, []Field{Status("")})
 		w.complained = err != nil
 	default:
-		_ = Heartbeat()
+		_ = notify(done, brief, heartbeatVerb, nil)
 	}
 }

@@ -175,7 +175,7 @@ func TestRunWatchdogShowsWhyItDoesNotBeat(t *testing.T) {
 		{sick, "STATUS=disk full WATCHDOG=1\n"},
 		{sick, "STATUS=disk full WATCHDOG=1\n"},
 		{errors.New("disk broken"), "STATUS=disk broken\n"},
-		{nil, "STATUS=\n" + beat},
+		{nil, beat + "STATUS=\n"},
 		{nil, beat},
 	} {
 		health.next(t) <- test.result
@@ -264,7 +264,7 @@ func TestRunWatchdogGoesOnWhereABeatCannotBeSent(t *testing.T) {
 		back := beat
 		if result != nil {
 			hear(result, "STATUS=sick\n")
-			back = "STATUS=\n" + beat // which could not be sent before
+			back = beat + "STATUS=\n" // which could not be sent before
 		}
 		m.close()
 		for range 3 {
@@ -278,6 +278,33 @@ func TestRunWatchdogGoesOnWhereABeatCannotBeSent(t *testing.T) {
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A beat that waits for room would be over only after 5 s.
+func TestRunWatchdogEndsWithItsContextWhereTheQueueIsFull(t *testing.T) {
+	const watchdogs = 3
+	m := listenByHand(t)
+	t.Setenv("NOTIFY_SOCKET", m.address)
+	t.Setenv("WATCHDOG_USEC", "1000000")
+	sent := m.fill()
+	begun := time.Now()
+	for range watchdogs {
+		ctx, cancel := context.WithCancel(t.Context())
+		err := daemon.RunWatchdog(ctx, func() error {
+			time.AfterFunc(50*time.Millisecond, cancel)
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if took := time.Since(begun); took >= watchdogs*5*time.Second-time.Second {
+		t.Errorf("took %v", took)
+	}
+	m.drain(sent)
+	if got, ok := m.take(); ok {
+		t.Errorf("%q arrived", got)
 	}
 }
 
