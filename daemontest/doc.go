@@ -6,7 +6,8 @@
 //     would read it, with the sender's pid and the files it passed, and
 //     answers barriers.
 //   - [Upstart] starts a command as an `expect stop` job and returns once it
-//     has stopped itself and has been continued.
+//     has stopped itself and has been continued. [Job.Respawn] has it crash
+//     and be started again.
 //   - [Shell] starts a command with no supervisor, from a shell on a terminal
 //     of its own, and returns once the prompt is back, with the exit status,
 //     what was printed and the daemon's pid. [StartShell] is for tests that

@@ -60,9 +60,10 @@ const (
 // is a child of it, or, where PID is 0, to continue the command in the
 // foreground of the terminal.
 type order struct {
-	Number int // 1, 2 and so on
-	PID    int
-	Signal syscall.Signal
+	Number  int // 1, 2 and so on
+	PID     int
+	Signal  syscall.Signal
+	Respawn bool // asInit: PID is the command's; start that again when it has ended
 }
 
 // A report is what a parent says.
@@ -78,7 +79,9 @@ type report struct {
 	State    string             // hasStopped: as in /proc/PID/stat
 	Answered bool               // hasStopped: it has been continued
 	Left     []int              // hasEnded, of the command: the children it left, the daemon first
+	Respawn  bool               // hasEnded, of the command: it is to be started again
 
+	Old int    // hasStarted, hasNotStarted: the command's pid before, 0 at first
 	Err string // hasNotStarted, hasFailed
 }
 
@@ -219,6 +222,21 @@ func (p *parent) ask(o order) error {
 	return nil
 }
 
+// respawn has the command killed and started again, and returns its new pid.
+func (p *parent) respawn(ctx context.Context, old int) (pid int, err error) {
+	err = p.ask(order{PID: old, Signal: syscall.SIGKILL, Respawn: true})
+	if err != nil {
+		return 0, err
+	}
+	started, err := p.find(ctx, func(r report) bool {
+		return r.Old == old && (r.Event == hasStarted || r.Event == hasNotStarted)
+	})
+	if err == nil && started.Event == hasNotStarted {
+		err = errors.New(started.Err)
+	}
+	return started.PID, err
+}
+
 // processes are the pids of all that there are below the parent.
 func (p *parent) processes() []int {
 	if p.reports.hasEnded() {
@@ -266,11 +284,17 @@ func (p *Process) Signal(sig syscall.Signal) error {
 // ctx has no deadline, with what the process has done until then.
 func (p *Process) Wait(ctx context.Context) syscall.WaitStatus {
 	p.parent.t.Helper()
+	return p.wait(ctx).Status
+}
+
+// wait is Wait, and returns all that has been reported of the end.
+func (p *Process) wait(ctx context.Context) report {
+	p.parent.t.Helper()
 	last, err := p.end(ctx)
 	if err != nil {
 		p.parent.t.Fatalf("daemontest: process %d has not ended: %v%s", p.PID, err, p.history())
 	}
-	return last.Status
+	return last
 }
 
 // end waits for the report of the process's end.
@@ -286,7 +310,7 @@ func (p *Process) end(ctx context.Context) (report, error) {
 // history is what the process did until now, for messages.
 func (p *Process) history() (text string) {
 	for _, r := range p.parent.reports.all() {
-		if r.Event != hasStopped || r.PID != p.PID {
+		if r.PID != p.PID || r.Event != hasStopped && r.Event != hasEnded {
 			continue
 		}
 		text += fmt.Sprintf("; it %s after %v", describe(r.Status), r.After)

@@ -51,12 +51,14 @@ func runParent() int {
 	if orders.Decode(&f.task) != nil {
 		return 1
 	}
-	if err := f.start(); err != nil {
-		f.report(report{Event: hasNotStarted, Err: err.Error()})
+	if !f.start(0) {
 		return 1
 	}
 	go f.obey(orders)
 	f.watch()
+	for f.respawn() {
+		f.watch()
+	}
 	return 0
 }
 
@@ -72,12 +74,24 @@ type family struct {
 	mu       sync.Mutex
 	gone     bool           // the command has ended
 	answered bool           // asInit: its SIGSTOP
+	again    bool           // asInit: it is to be started once more
 	ending   syscall.Signal // not 0: nobody is to live on, and this tells them so
 	told     map[int]bool   // who has had the SIGTERM
 }
 
-// start starts the command.
-func (f *family) start() (err error) {
+// start starts the command, in the place of the old process if there was one,
+// and reports whether it could.
+func (f *family) start(old int) bool {
+	f.started = time.Now()
+	if err := f.forkCommand(); err != nil {
+		f.report(report{Event: hasNotStarted, Old: old, Err: err.Error()})
+		return false
+	}
+	f.report(report{Event: hasStarted, Old: old, PID: f.command})
+	return true
+}
+
+func (f *family) forkCommand() (err error) {
 	// Adopt what the command leaves behind, as init does.
 	if err = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl", err)
@@ -85,20 +99,26 @@ func (f *family) start() (err error) {
 	if err = closeOnExec(); err != nil {
 		return err
 	}
-	f.started = time.Now()
 	files := f.files()
-	switch f.task.Role {
-	case asInit:
-		err = f.fork(f.task.Path, f.task.Args, files)
-	case asShell:
-		err = f.forkAsShell(files)
+	if f.task.Role == asInit {
+		return f.fork(f.task.Path, f.task.Args, files) // and keep the files, for a respawn
 	}
-	if err != nil {
-		return err
+	if err = f.forkAsShell(files); err == nil {
+		f.letGo(files)
 	}
-	f.letGo(files)
-	f.report(report{Event: hasStarted, PID: f.command})
-	return nil
+	return err
+}
+
+// respawn starts a job's command again, if it is to be: it and all that it has
+// left behind are gone.
+func (f *family) respawn() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.again {
+		return false
+	}
+	f.gone, f.answered, f.again, f.ending = false, false, false, 0
+	return f.start(f.command)
 }
 
 // files are the descriptors that become the command's 0, 1, 2 and so on.
@@ -184,6 +204,7 @@ func (f *family) carryOut(o order) syscall.Errno {
 	if p, err := readProcess(o.PID); err != nil || p.parent != os.Getpid() {
 		return unix.ESRCH
 	}
+	f.again = f.again || o.Respawn
 	errno, _ := unix.Kill(o.PID, o.Signal).(syscall.Errno)
 	return errno
 }
@@ -243,12 +264,12 @@ func (f *family) hasEnded(r report) {
 	delete(f.told, r.PID)
 	if r.PID == f.command {
 		f.gone = true
-		r.Left = f.left()
+		r.Left, r.Respawn = f.left(), f.again
 		f.prompt()
 	}
 	f.report(r)
 	if f.task.Role == asInit && r.PID == f.command {
-		f.ending = unix.SIGKILL // a job is its main process
+		f.ending = unix.SIGKILL // a job is its main process, until respawn
 	}
 	f.tell()
 }
@@ -276,6 +297,7 @@ func (f *family) left() (pids []int) {
 func (f *family) end(sig syscall.Signal) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.again = false
 	if f.ending != unix.SIGKILL {
 		f.ending = sig
 	}

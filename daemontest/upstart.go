@@ -20,6 +20,9 @@ type Job struct {
 
 	// Ready is the stop by which the job said that it is ready.
 	Ready Stop
+
+	path    string
+	printed *transcript // for a failure, if the caller does not want it
 }
 
 // A Stop is that of a job's main process.
@@ -54,6 +57,8 @@ type Stop struct {
 // mean to [os/exec], StdoutPipe works, and so does the context of
 // [exec.CommandContext], whose end ends the job; but cmd.Process stays nil.
 // SysProcAttr may name another user or, with Setpgid, no session of its own.
+// Init keeps the job's descriptors, for Respawn: who reads from the job sees
+// the end of file when the job has ended, and not when it closes its output.
 //
 // A job that runs when the test ends is ended, with all that came of it: by
 // SIGTERM and SIGCONT, five seconds later by SIGKILL. What a main process
@@ -67,30 +72,66 @@ func Upstart(t TB, cmd *exec.Cmd) *Job {
 
 func upstart(ctx context.Context, t TB, cmd *exec.Cmd) *Job {
 	t.Helper()
-	var printed transcript // for a failure, if the caller does not want it
+	j := &Job{path: cmd.Path, printed: new(transcript)}
 	c := *cmd
 	if c.Stdout == nil {
-		c.Stdout = &printed
+		c.Stdout = j.printed
 	}
 	if c.Stderr == nil {
-		c.Stderr = &printed
+		c.Stderr = j.printed
 	}
-	p, pid, err := startParent(t, &c, jobTask(cmd), nil)
-	if err != nil {
+	var err error
+	if j.parent, j.PID, err = startParent(t, &c, jobTask(cmd), nil); err != nil {
 		t.Fatalf("daemontest: upstart job: %v", err)
 		return nil
 	}
-	j := &Job{Process: Process{PID: pid, parent: p}}
-	t.Cleanup(j.logUnanswered)
-	first, err := p.find(ctx, func(r report) bool { return r.Event == hasStopped || r.Event == hasEnded && r.PID == pid })
+	return j.started(ctx)
+}
+
+// Respawn kills the main process by SIGKILL, as a crash would, and has init
+// start the job again from the same description, as the respawn stanza of
+// init(5) does, once all that the old process has left behind has been killed
+// too. It returns the job of the new process when that has been stopped by
+// SIGSTOP and continued: init answers once for each process. The new process
+// has the streams of the old: one buffer holds what both have written.
+//
+// It fails the test as Upstart does, and if the job has ended before, and if
+// ctx ends earlier, or Timeout passes where ctx has no deadline.
+func (j *Job) Respawn(ctx context.Context) *Job {
+	j.parent.t.Helper()
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	pid, err := j.parent.respawn(ctx, j.PID)
+	if err != nil {
+		return j.fail(fmt.Sprintf("has not been respawned: %v%s", err, j.history()))
+	}
+	again := &Job{Process: Process{PID: pid, parent: j.parent}, path: j.path, printed: j.printed}
+	return again.started(ctx)
+}
+
+// started returns j when it has been stopped and continued.
+func (j *Job) started(ctx context.Context) *Job {
+	j.parent.t.Helper()
+	j.parent.t.Cleanup(j.logUnanswered)
+	first, err := j.parent.find(ctx, func(r report) bool {
+		return r.PID == j.PID && (r.Event == hasStopped || r.Event == hasEnded)
+	})
 	if err != nil || !first.Answered {
-		what := j.instead(first, err)
-		p.end() // before printed is complete
-		t.Fatalf("daemontest: upstart job %s %s; it printed %q", cmd.Path, what, printed.all())
-		return nil
+		return j.fail(j.instead(first, err))
 	}
 	j.Ready = stop(first)
 	return j
+}
+
+// fail ends the job and fails the test.
+func (j *Job) fail(what string) *Job {
+	j.parent.t.Helper()
+	if j.parent.cancelled.Load() {
+		what += ", its context having ended"
+	}
+	j.parent.end() // before printed is complete
+	j.parent.t.Fatalf("daemontest: upstart job %s %s; it printed %q", j.path, what, j.printed.all())
+	return nil
 }
 
 // jobTask is what is special about a job: init(5), and job_process_spawn in
@@ -120,9 +161,6 @@ func (j *Job) instead(first report, err error) (what string) {
 	if len(first.Left) > 0 {
 		what += fmt.Sprintf(", and left process %d behind: `expect stop` is about the process that was started", first.Left[0])
 	}
-	if j.parent.cancelled.Load() {
-		what += ", its context having ended"
-	}
 	return what
 }
 
@@ -132,7 +170,7 @@ func (j *Job) instead(first report, err error) (what string) {
 func (j *Job) Stops() []Stop {
 	var stops []Stop
 	for _, r := range j.parent.reports.all() {
-		if r.Event == hasStopped {
+		if r.Event == hasStopped && r.PID == j.PID {
 			stops = append(stops, stop(r))
 		}
 	}
@@ -140,12 +178,14 @@ func (j *Job) Stops() []Stop {
 }
 
 // Wait is Process.Wait; when it returns, all that the job has written to a
-// writer in cmd has arrived there.
+// writer in cmd has arrived there, unless it has been respawned.
 func (j *Job) Wait(ctx context.Context) syscall.WaitStatus {
 	j.parent.t.Helper()
-	status := j.Process.Wait(ctx)
-	j.parent.end() // it does so by itself once its job has ended
-	return status
+	last := j.Process.wait(ctx)
+	if !last.Respawn {
+		j.parent.end() // it does so by itself once its job has ended
+	}
+	return last.Status
 }
 
 // logUnanswered ends the job and logs the stops that init has left alone.

@@ -262,6 +262,146 @@ func TestJobIsEndedWithTheTest(t *testing.T) {
 	}
 }
 
+func TestJobIsRespawned(t *testing.T) {
+	left := filepath.Join(t.TempDir(), "left")
+	var out bytes.Buffer
+	cmd := shell(`read line; echo "$line $UPSTART_JOB"
+		[ ! -e $1 ] || ! kill -0 $(cat $1) 2>/dev/null || echo "something is left"
+		(trap '' TERM; exec setsid sleep 60) & echo $! >$1
+		kill -STOP $$; exec sleep 60`, left)
+	cmd.Stdin, cmd.Stdout = strings.NewReader("1\n2\n3\n4\n5\n"), &out
+	j := Upstart(t, cmd)
+	for range 4 {
+		before := time.Now()
+		again := j.Respawn(t.Context())
+		took := time.Since(before)
+		if again.PID == 0 || again.PID == j.PID || exists(j.PID) {
+			t.Errorf("process %d after %d", again.PID, j.PID)
+		}
+		if again.Ready.State != "T" || !again.Ready.Answered || again.Ready.After <= 0 || again.Ready.After > took {
+			t.Errorf("%+v, and Respawn took %v", again.Ready, took)
+		}
+		for _, job := range []*Job{j, again} {
+			if stops := job.Stops(); len(stops) != 1 || stops[0] != job.Ready {
+				t.Errorf("stops %+v, ready %+v", stops, job.Ready)
+			}
+		}
+		if status := j.Wait(over()); status.Signal() != unix.SIGKILL {
+			t.Errorf("the old process %s", describe(status))
+		}
+		if err := j.Signal(unix.SIGCONT); err != unix.ESRCH {
+			t.Errorf("signal to the old process: %v", err)
+		}
+		j = again
+	}
+	if err := j.Signal(unix.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if status := j.Wait(t.Context()); status.Signal() != unix.SIGTERM {
+		t.Errorf("the job %s", describe(status))
+	}
+	if want := "1 sh\n2 sh\n3 sh\n4 sh\n5 sh\n"; out.String() != want {
+		t.Errorf("printed %q, want %q", out.String(), want)
+	}
+}
+
+func TestRespawnedJobsSecondStopIsNotAnswered(t *testing.T) {
+	f := inTest(t, func(ft TB) {
+		first := Upstart(ft, shell("kill -STOP $$; kill -STOP $$"))
+		eventually(t, "it is stopped again", func() bool { return len(first.Stops()) == 2 })
+		second := first.Respawn(t.Context())
+		eventually(t, "it is stopped again", func() bool { return len(second.Stops()) == 2 })
+		if stops := second.Stops(); !stops[0].Answered || stops[1].Answered || len(first.Stops()) != 2 {
+			t.Errorf("stops %+v, and before %+v", stops, first.Stops())
+		}
+	})
+	if f.failure != "" || len(f.logs) != 2 || f.logs[0] == f.logs[1] {
+		t.Errorf("%q, logged %q", f.failure, f.logs)
+	}
+}
+
+func TestRespawnedJobIsEndedGently(t *testing.T) {
+	var out bytes.Buffer
+	passing(t, func(ft TB) {
+		cmd := shell("trap 'echo got TERM; exit' TERM; kill -STOP $$; while :; do sleep 0.01; done")
+		cmd.Stdout = &out
+		Upstart(ft, cmd).Respawn(t.Context())
+	})
+	if out.String() != "got TERM\n" {
+		t.Errorf("it said %q", out.String())
+	}
+}
+
+func TestJobThatIsNotRespawned(t *testing.T) {
+	// What stops only at its first run, and then does something else.
+	once := func(then string) *exec.Cmd {
+		return shell("[ -e $1 ] || { echo >$1; kill -STOP $$; exec sleep 60; }; echo a word; "+then, filepath.Join(t.TempDir(), "ran"))
+	}
+	for _, test := range []struct {
+		name  string
+		cmd   *exec.Cmd
+		words []string
+	}{
+		{"exit", once("exit 3"), []string{"/bin/sh exited with status 3 after", "had not stopped", "a word"}},
+		{"killed", once("kill -KILL $$"), []string{"was killed by SIGKILL", "a word"}},
+		{"fork", once("sleep 60 & exit 0"), []string{"exited with status 0", "left process"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			failing(t, func(ft TB) { Upstart(ft, test.cmd).Respawn(t.Context()) }, test.words...)
+		})
+	}
+	t.Run("nothing", func(t *testing.T) {
+		f := failing(t, func(ft TB) {
+			j := Upstart(ft, once("sleep 60 & exec sleep 60"))
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				defer cancel()
+				j.printed.wait(t.Context(), func(text []byte) bool { return bytes.Contains(text, []byte("a word")) })
+			}()
+			j.Respawn(ctx)
+		}, "has not stopped itself", "canceled", "in state", "a word")
+		if len(f.left) > 0 {
+			t.Errorf("processes are left at the failure: %v", f.left)
+		}
+	})
+	t.Run("missing", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "job")
+		if err := os.WriteFile(path, []byte("#!/bin/sh\nkill -STOP $$; exec sleep 60"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		failing(t, func(ft TB) {
+			j := Upstart(ft, exec.Command(path))
+			if err := os.Remove(path); err != nil {
+				t.Error(err)
+			}
+			j.Respawn(t.Context())
+		}, "has not been respawned", path, "no such file")
+	})
+	t.Run("ended", func(t *testing.T) {
+		failing(t, func(ft TB) {
+			j := Upstart(ft, shell("kill -STOP $$; echo a word; exit 3"))
+			j.Wait(t.Context())
+			j.Respawn(t.Context())
+		}, "has not been respawned", "exited with status 3", "a word")
+	})
+	t.Run("old", func(t *testing.T) {
+		failing(t, func(ft TB) {
+			j := Upstart(ft, shell("kill -STOP $$; exec sleep 60"))
+			j.Respawn(t.Context())
+			j.Respawn(t.Context())
+		}, "has not been respawned", "was killed by SIGKILL")
+	})
+	t.Run("context", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		failing(t, func(ft TB) {
+			cmd := once("exec sleep 60")
+			j := Upstart(ft, exec.CommandContext(ctx, cmd.Path, cmd.Args[1:]...))
+			time.AfterFunc(100*time.Millisecond, cancel)
+			j.Respawn(t.Context())
+		}, "its context having ended")
+	})
+}
+
 func TestWhatAJobLeavesBehindEndsWithIt(t *testing.T) {
 	j := Upstart(t, shell("(trap '' TERM; sleep 60) & setsid sleep 60 & kill -STOP $$; sleep 0.05"))
 	pids := j.parent.processes()
@@ -304,6 +444,6 @@ func TestUpstartLeavesNothing(t *testing.T) {
 		var out bytes.Buffer
 		cmd := shell("kill -STOP $$; sleep 60 & exec sleep 60")
 		cmd.Stdin, cmd.Stdout = strings.NewReader("x"), &out
-		Upstart(ft, cmd)
+		Upstart(ft, cmd).Respawn(t.Context())
 	})
 }
