@@ -3,6 +3,7 @@
 package daemon_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -237,7 +238,7 @@ func TestReadyFailsAsPID1WhichCannotStop(t *testing.T) {
 }
 
 // upstartJob calls Ready while goroutines spin, and says what has become of
-// its environment. Then it is over, or calls Ready again, or crashes.
+// its environment. Then it is over, or calls Ready again, or serves.
 func upstartJob() {
 	spinners, _ := strconv.Atoi(os.Args[1])
 	new(upstartMemory).spin(spinners)
@@ -250,8 +251,8 @@ func upstartJob() {
 	switch os.Args[2] {
 	case "again":
 		upstartMust(daemon.Ready())
-	case "crash":
-		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	case "serve":
+		select {}
 	}
 }
 
@@ -260,18 +261,16 @@ func upstartJob() {
 func TestUpstartStartsTheJob(t *testing.T) {
 	t.Setenv("GORACE", "atexit_sleep_ms=0") // or the fake init takes a second to exit
 	for _, test := range []struct {
-		name    string
-		runs    int
-		args    []string
-		stanza  func(*testing.T, *exec.Cmd) *exec.Cmd // what the job's file says besides
-		endedBy unix.WaitStatus
+		name   string
+		runs   int
+		args   []string
+		stanza func(*testing.T, *exec.Cmd) *exec.Cmd // what the job's file says besides
 	}{
-		{"alone", 125, []string{"0", "once"}, nil, upstartSuccess},
-		{"busy", 75, []string{"4", "once"}, nil, upstartSuccess},
-		{"second Ready", 100, []string{"1", "again"}, nil, upstartSuccess},
-		{"respawn", 100, []string{"1", "crash"}, nil, unix.WaitStatus(unix.SIGKILL)},
-		{"script with exec", 75, []string{"0", "again"}, upstartScript, upstartSuccess},
-		{"setuid nobody", 25, []string{"0", "again"}, upstartSetuid, upstartSuccess},
+		{"alone", 125, []string{"0", "once"}, nil},
+		{"busy", 75, []string{"4", "once"}, nil},
+		{"second Ready", 100, []string{"1", "again"}, nil},
+		{"script with exec", 75, []string{"0", "again"}, upstartScript},
+		{"setuid nobody", 25, []string{"0", "again"}, upstartSetuid},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			for range test.runs {
@@ -279,30 +278,69 @@ func TestUpstartStartsTheJob(t *testing.T) {
 				if test.stanza != nil {
 					cmd = test.stanza(t, cmd)
 				}
-				job, printed := runUpstartJob(t, cmd, test.endedBy)
-				want := fmt.Sprintf("%d: upstart, upstart, own \"\", inherited \"none\"\n", job.PID)
-				if printed != want {
-					t.Errorf("printed %q, want %q", printed, want)
-				}
+				job, printed := runUpstartJob(t, cmd)
+				mustSayUpstart(t, job, printed)
 			}
 		})
+	}
+	t.Run("respawn", func(t *testing.T) { respawnUpstartJob(t, program(t, "upstart-job", "1", "serve"), 100) })
+}
+
+// respawnUpstartJob has a job start, and crash once it has said its line,
+// again and again.
+func respawnUpstartJob(t *testing.T, cmd *exec.Cmd, runs int) {
+	t.Helper()
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewReader(stdout)
+	job := daemontest.Upstart(t, cmd)
+	pids := map[int]bool{}
+	for run := range runs {
+		if run > 0 {
+			job = job.Respawn(t.Context())
+		}
+		if pids[job.PID] {
+			t.Errorf("process %d was there before", job.PID)
+		}
+		pids[job.PID] = true
+		stdout.(*os.File).SetReadDeadline(time.Now().Add(patience))
+		line, _ := said.ReadString('\n')
+		mustSayUpstart(t, job, line)
+		mustStopOnce(t, job)
+	}
+}
+
+// mustSayUpstart checks the line of a job's process.
+func mustSayUpstart(t *testing.T, job *daemontest.Job, printed string) {
+	t.Helper()
+	want := fmt.Sprintf("%d: upstart, upstart, own \"\", inherited \"none\"\n", job.PID)
+	if printed != want {
+		t.Errorf("printed %q, want %q", printed, want)
+	}
+}
+
+// mustStopOnce checks that a job's process has been stopped once, and answered.
+func mustStopOnce(t *testing.T, job *daemontest.Job) {
+	t.Helper()
+	if stops := job.Stops(); len(stops) != 1 || stops[0] != job.Ready || stops[0].State != "T" || !stops[0].Answered {
+		t.Errorf("process %d: stops %+v", job.PID, stops)
 	}
 }
 
 // runUpstartJob has a job start and end.
-func runUpstartJob(t *testing.T, cmd *exec.Cmd, endedBy unix.WaitStatus) (job *daemontest.Job, printed string) {
+func runUpstartJob(t *testing.T, cmd *exec.Cmd) (job *daemontest.Job, printed string) {
 	t.Helper()
 	var output bytes.Buffer
 	cmd.Stdout = &output
 	job = daemontest.Upstart(t, cmd)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if got := job.Wait(ctx); unix.WaitStatus(got) != endedBy {
-		t.Errorf("wait status %#x, want %#x", got, endedBy)
+	if got := job.Wait(ctx); unix.WaitStatus(got) != upstartSuccess {
+		t.Errorf("wait status %#x", got)
 	}
-	if job.Ready.State != "T" || len(job.Stops()) != 1 {
-		t.Errorf("process %d: stops %+v", job.PID, job.Stops())
-	}
+	mustStopOnce(t, job)
 	return job, output.String()
 }
 
@@ -405,7 +443,7 @@ func TestUpstartWinsWhereSystemdIsThereToo(t *testing.T) {
 	systemd := daemontest.Systemd(t)
 	// The fake upstart takes the variable away, but env(1) comes later.
 	cmd := wrap(program(t, "upstart-verbs"), "env", "NOTIFY_SOCKET="+systemd.Addr())
-	runUpstartJob(t, cmd, upstartSuccess)
+	runUpstartJob(t, cmd)
 
 	// Nothing has come before this.
 	conn, err := net.Dial("unixgram", systemd.Addr())
