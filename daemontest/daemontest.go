@@ -51,12 +51,13 @@ func unsupervised(cmd *exec.Cmd) []string {
 	})
 }
 
-// bounded gives ctx the usual deadline if it has none.
+// bounded gives ctx the usual deadline if it has none, and for a failure what
+// that was: record.wait returns the cause.
 func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {
 		return ctx, func() {}
 	}
-	return context.WithTimeout(ctx, Timeout)
+	return context.WithTimeoutCause(ctx, Timeout, fmt.Errorf("not within %v", Timeout))
 }
 
 // describe says what a wait status means.

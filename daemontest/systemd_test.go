@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -97,6 +98,15 @@ func TestWaitSkipsOthers(t *testing.T) {
 	if n := s.Next(t.Context()); string(n.Raw) != "STATUS=y" {
 		t.Errorf("next is %v", n)
 	}
+}
+
+func TestFailureSaysHowLongWasWaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // where 30 seconds pass at once
+		failing(t, func(ft TB) {
+			s := &Supervisor{t: ft}
+			s.Next(context.Background())
+		}, "no notification: not within 30s", "nothing has arrived")
+	})
 }
 
 func TestWhatSystemdDropsArrives(t *testing.T) {

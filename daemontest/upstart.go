@@ -65,7 +65,7 @@ type Stop struct {
 // leaves behind when it ends is killed at once.
 func Upstart(t TB, cmd *exec.Cmd) *Job {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), Timeout)
+	ctx, cancel := bounded(context.Background())
 	defer cancel()
 	return upstart(ctx, t, cmd)
 }
