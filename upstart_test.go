@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -31,6 +32,7 @@ func init() {
 	programs["upstart-pid1"] = upstartAsPID1
 	programs["upstart-job"] = upstartJob
 	programs["upstart-verbs"] = upstartVerbs
+	programs["upstart-test"] = upstartTest
 }
 
 func upstartMust(err error) {
@@ -142,7 +144,46 @@ func TestReadyStopsTheProcessOnceUntilItIsContinued(t *testing.T) {
 	}
 }
 
+// upstartTest is a test that is in the middle of the one above.
+func upstartTest() {
+	t := new(testing.T)
+	p := startUpstartProcess(t, program(t, "upstart-verbs"))
+	p.mustNext(upstartStopped)
+	fmt.Println(p.process.Pid)
+	select {}
+}
+
+func TestStoppedProcessEndsWithItsTest(t *testing.T) {
+	cmd := program(t, "upstart-test")
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	stdout.(*os.File).SetReadDeadline(time.Now().Add(patience))
+	var stopped int
+	if _, err := fmt.Fscanln(stdout, &stopped); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Kill(stopped, unix.SIGKILL)
+	if s, err := readStat(stopped); err != nil || s.state != "T" {
+		t.Errorf("before: %+v, %v", s, err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, "the end of the stopped process", func() bool {
+		s, err := readStat(stopped)
+		return err != nil || s.state == "Z"
+	})
+}
+
 // An upstartProcess is a child of the test with UPSTART_JOB in its environment.
+// It dies with the test, which may be killed while the process is stopped.
 type upstartProcess struct {
 	t       *testing.T
 	process *os.Process
@@ -159,6 +200,8 @@ func startUpstartProcess(t *testing.T, cmd *exec.Cmd) *upstartProcess {
 	t.Helper()
 	cmd.Env = append(cmd.Env, "UPSTART_JOB=test")
 	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	runtime.LockOSThread() // whose death it is; the test's goroutine ends with it
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
