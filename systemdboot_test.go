@@ -168,7 +168,12 @@ func (m *machine) boot() (skip, err error) {
 		return nil, err
 	}
 
-	word, _ := bufio.NewReader(stdout).ReadString('\n')
+	stdout.(*os.File).SetReadDeadline(time.Now().Add(patience))
+	word, readErr := bufio.NewReader(stdout).ReadString('\n')
+	if readErr != nil {
+		m.keeper.Process.Kill() // it may not see its standard input end
+		return nil, fmt.Errorf("the keeper said %q: %w", word, readErr)
+	}
 	word = strings.TrimSuffix(word, "\n")
 	if reason, ok := strings.CutPrefix(word, "can't "); ok {
 		return errors.New("can't " + reason), nil
@@ -203,6 +208,8 @@ func (m *machine) stop() {
 		return
 	}
 	m.hold.Close()
+	guard := time.AfterFunc(patience, func() { m.keeper.Process.Kill() })
+	defer guard.Stop()
 	if err := m.keeper.Wait(); err != nil {
 		fmt.Fprintf(os.Stderr, "the keeper of the booted systemd: %v\n%s", err, m.console.String())
 	}
