@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/seed-10280e03/daemon/daemontest"
 )
 
 // bin is where the examples' binaries are.
@@ -117,6 +119,38 @@ func (p *process) exit(status int) {
 	case <-time.After(patience):
 		p.t.Fatalf("%v has not ended", p.cmd)
 	}
+}
+
+// A mistake in the command line is found before anybody is told that all is well.
+func TestMistakesInTheCommandLine(t *testing.T) {
+	for _, test := range []struct{ command, mistake string }{
+		{"httpd -f -addr " + anyPort + " 9090", "unexpected argument: 9090"},
+	} {
+		t.Run(test.command, func(t *testing.T) {
+			words := strings.Fields(test.command)
+			cmd := command(words[0], words[1:]...)
+			cmd.Dir = t.TempDir()
+			d := daemontest.Shell(t, cmd)
+			if d.ExitCode() != 2 || !strings.HasPrefix(d.Output, test.mistake) || !strings.Contains(d.Output, "Usage") {
+				t.Errorf("exit status %d, daemon %d, printed %q", d.ExitCode(), d.PID, d.Output)
+			}
+		})
+	}
+}
+
+// rotate does what logrotate does: the daemon goes on in a new file.
+func rotate(t *testing.T, log string, d *daemontest.Detached) {
+	t.Helper()
+	if err := os.Rename(log, log+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it has a new log", func() bool {
+		_, err := os.Stat(log)
+		return err == nil
+	})
 }
 
 // eventually waits until ok returns true.

@@ -111,8 +111,8 @@ func TestHTTPDHeartbeat(t *testing.T) {
 		systemd.Wait(ctx, "WATCHDOG=1")
 	}
 	var limit unix.Rlimit
-	prlimit(t, p.pid(), nil, &limit)
-	prlimit(t, p.pid(), &unix.Rlimit{Cur: 4, Max: limit.Max}, nil)
+	prlimit(t, p.pid(), unix.RLIMIT_NOFILE, nil, &limit)
+	prlimit(t, p.pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 4, Max: limit.Max}, nil)
 	n := systemd.Next(ctx)
 	for status(n) == "" { // beats from before
 		n = systemd.Next(ctx)
@@ -120,17 +120,16 @@ func TestHTTPDHeartbeat(t *testing.T) {
 	if !strings.Contains(status(n), "too many open files") {
 		t.Errorf("without descriptors: %v", n)
 	}
-	prlimit(t, p.pid(), &limit, nil)
+	prlimit(t, p.pid(), unix.RLIMIT_NOFILE, &limit, nil)
 	n = systemd.Wait(ctx, "WATCHDOG=1")
 	if text, ok := n.Get("STATUS"); !ok || text != "" {
 		t.Errorf("the first beat after the complaint: %v", n)
 	}
 }
 
-// prlimit is about how many files a process may have open.
-func prlimit(t *testing.T, pid int, now, old *unix.Rlimit) {
+func prlimit(t *testing.T, pid, resource int, now, old *unix.Rlimit) {
 	t.Helper()
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, now, old); err != nil {
+	if err := unix.Prlimit(pid, resource, now, old); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -280,6 +279,9 @@ func TestHTTPDFromAShell(t *testing.T) {
 	eventually(t, "the log tells of the reload", func() bool { return strings.Contains(read(t, log), "reload: template") })
 	reload("second")
 	eventually(t, "the page is the second", func() bool { return get(t, address) == "second" })
+	rotate(t, log, d)
+	reload("{{.BrokenAgain")
+	eventually(t, "the new log tells of the reload", func() bool { return strings.Contains(read(t, log), "reload: template") })
 
 	if err := d.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

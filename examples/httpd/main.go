@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -26,12 +27,17 @@ import (
 var (
 	addr       = flag.String("addr", "localhost:8080", "`address` to listen on")
 	pageFile   = flag.String("page", "", "`file` with the page to serve, a Go HTML template; SIGHUP has it read again")
-	logFile    = flag.String("log", "", "`file` to append the log to: once detached, standard error is /dev/null")
+	logFile    = flag.String("log", "", "`file` to append the log to: once detached, standard error is /dev/null; SIGHUP has it opened again")
 	foreground = flag.Bool("f", false, "stay in the foreground, for a supervisor that is neither systemd nor upstart")
 )
 
 func main() {
 	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintln(os.Stderr, "unexpected argument:", flag.Arg(0))
+		flag.Usage()
+		os.Exit(2) // as for a flag that there is not
+	}
 	if err := run(); err != nil {
 		daemon.Fail(err) // for systemctl status
 		log.Fatal(err)   // until Ready also on the terminal, and the shell gets this exit status
@@ -47,10 +53,10 @@ func run() error {
 	if err := daemon.Detach(); err != nil {
 		return err
 	}
-	if err := openLog(); err != nil {
+	if err := leaveDirectory(); err != nil {
 		return err
 	}
-	if err := leaveDirectory(); err != nil {
+	if err := openLog(); err != nil {
 		return err
 	}
 	var s site
@@ -90,8 +96,25 @@ func run() error {
 	}
 }
 
+// leaveDirectory leaves the directory of the caller, whose file system could
+// not be unmounted otherwise. What will be opened later needs a path from the
+// root.
+func leaveDirectory() (err error) {
+	for _, path := range []*string{pageFile, logFile} {
+		if *path == "" {
+			continue
+		}
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+	}
+	return os.Chdir("/")
+}
+
+var openedLog *os.File
+
 // openLog adds the -log to standard error, where failures have to be seen until
-// httpd is ready.
+// httpd is ready. It does so again for logrotate, which has moved the file.
 func openLog() error {
 	if daemon.Detect() == daemon.Systemd {
 		log.SetFlags(0) // the journal has the time
@@ -104,19 +127,9 @@ func openLog() error {
 		return err
 	}
 	log.SetOutput(io.MultiWriter(file, os.Stderr))
+	openedLog.Close() // the first time there is none, which is no harm
+	openedLog = file
 	return nil
-}
-
-// leaveDirectory leaves the directory of the caller, whose file system could
-// not be unmounted otherwise. What will be opened later needs a path from the
-// root.
-func leaveDirectory() (err error) {
-	if *pageFile != "" {
-		if *pageFile, err = filepath.Abs(*pageFile); err != nil {
-			return err
-		}
-	}
-	return os.Chdir("/")
 }
 
 // listen takes the socket over that systemd has kept, so that nobody is
@@ -174,15 +187,15 @@ func watch(ctx context.Context, server net.Addr) {
 	}
 }
 
-// reload reads the page again. Where that fails the old one stays, and Ready
-// ends the reload all the same: systemd waits for it.
+// reload reads the page and opens the log again. Where that fails the old one
+// stays, and Ready ends the reload all the same: systemd waits for it.
 func reload(s *site, status string) {
 	if err := daemon.Reloading(); err != nil {
 		log.Print(err)
 	}
-	if err := s.load(); err != nil {
+	if err := errors.Join(openLog(), s.load()); err != nil {
 		log.Print("reload: ", err)
-		status = "reload failed, the old page stays: " + err.Error()
+		status = "reload failed, the old one stays: " + err.Error()
 	}
 	if err := daemon.Ready(daemon.Status(status)); err != nil {
 		log.Print(err)
