@@ -125,6 +125,9 @@ func (p *process) exit(status int) {
 func TestMistakesInTheCommandLine(t *testing.T) {
 	for _, test := range []struct{ command, mistake string }{
 		{"httpd -f -addr " + anyPort + " 9090", "unexpected argument: 9090"},
+		{"worker -dir . x", "unexpected argument: x"},
+		{"worker -dir . -every 0s", "-every 0s: "},
+		{"worker -dir . -every -1s", "-every -1s: "},
 	} {
 		t.Run(test.command, func(t *testing.T) {
 			words := strings.Fields(test.command)

@@ -83,7 +83,8 @@ func TestStartStopDaemon(t *testing.T) {
 func TestOpenRCCommand(t *testing.T) {
 	dir := t.TempDir() // the spool
 	script := filepath.Join(t.TempDir(), "worker.openrc")
-	write(t, script, strings.ReplaceAll(installed(t, "worker/worker.openrc"), "/var/spool/worker", dir))
+	log := filepath.Join(t.TempDir(), "log")
+	write(t, script, strings.NewReplacer("/var/spool/worker", dir, "/var/log/worker.log", log).Replace(installed(t, "worker/worker.openrc")))
 	// As supervise-daemon.sh puts the command line together.
 	run := func() *process {
 		return start(t, exec.Command("sh", "-c", `. "$0"; eval exec $command $command_args $command_args_foreground`, script))

@@ -4,6 +4,8 @@ package examples_test
 
 import (
 	"compress/gzip"
+	"crypto/rand"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -13,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-10280e03/daemon/daemontest"
 )
@@ -58,26 +62,186 @@ func unpacked(t *testing.T, path string) string {
 	return string(text)
 }
 
+// settled is the status of a worker that has compressed n files.
+func settled(dir string, n int) string {
+	return fmt.Sprintf("waiting for files in %s, %d compressed", dir, n)
+}
+
+// incomplete returns the files on which a worker is at work, or was.
+func incomplete(dir string) []string {
+	paths, _ := filepath.Glob(filepath.Join(dir, ".*"))
+	return paths
+}
+
 func TestWorkerUnderSystemd(t *testing.T) {
 	systemd, ctx, dir := daemontest.Systemd(t), patient(t), t.TempDir()
 	drop(t, dir, "early", "here before the start")
 	p := start(t, command("worker", "-dir", dir, "-every", "20ms"))
-	if n := systemd.Next(ctx); n.Assignments[0] != "READY=1" || n.PID != p.pid() || status(n) != "waiting for files in "+dir {
+	if n := systemd.Next(ctx); n.Assignments[0] != "READY=1" || n.PID != p.pid() || status(n) != settled(dir, 0) {
 		t.Errorf("first: %v", n)
 	}
-	if text := unpacked(t, filepath.Join(dir, "early")); text != "here before the start" {
-		t.Errorf("early: %q", text)
-	}
-	drop(t, dir, "late", "here later")
-	if n := systemd.Next(ctx); status(n) != "1 files compressed" {
-		t.Errorf("after a file: %v", n)
-	}
-	if text := unpacked(t, filepath.Join(dir, "late")); text != "here later" {
-		t.Errorf("late: %q", text)
+	for i, name := range []string{"early", "late"} {
+		if name == "late" {
+			drop(t, dir, name, "here later")
+		}
+		if n := systemd.Next(ctx); status(n) != settled(dir, i+1) {
+			t.Errorf("after %s: %v", name, n)
+		}
+		if text := unpacked(t, filepath.Join(dir, name)); !strings.HasPrefix(text, "here ") {
+			t.Errorf("%s: %q", name, text)
+		}
 	}
 	p.signal(syscall.SIGTERM)
 	systemd.Wait(ctx, "STOPPING=1")
 	p.exit(0)
+}
+
+// What it cannot compress it leaves as it is, says so, and goes on.
+func TestWorkerLeavesWhatItCannotCompress(t *testing.T) {
+	systemd, ctx, dir, log := daemontest.Systemd(t), patient(t), t.TempDir(), filepath.Join(t.TempDir(), "log")
+	p := start(t, command("worker", "-dir", dir, "-every", "20ms", "-log", log))
+	systemd.Wait(ctx, "READY=1")
+	prlimit(t, p.pid(), unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}, nil)
+	if err := os.Mkdir(filepath.Join(dir, "directory.gz"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("l", 253) // and .gz is too much
+	noise := make([]byte, 2<<20)
+	rand.Read(noise)
+	want := map[string]string{
+		"again.gz":  "that of the first",
+		"again":     "second",
+		"big":       string(noise),
+		"directory": "third",
+		long:        "fourth",
+	}
+	for name, text := range want {
+		if name == "again" { // its .gz has to be first
+			continue
+		}
+		drop(t, dir, name, text)
+	}
+	drop(t, dir, "again", want["again"])
+	drop(t, dir, "zenith", "good")
+	for {
+		text := status(systemd.Next(ctx))
+		if strings.Contains(text, " 1 compressed,") && strings.Contains(text, "again:") && strings.Contains(text, "big:") &&
+			strings.Contains(text, "directory:") && strings.Contains(text, long+":") {
+			break
+		}
+	}
+	if text := unpacked(t, filepath.Join(dir, "zenith")); text != "good" {
+		t.Errorf("zenith: %q", text)
+	}
+	for name, text := range want {
+		if got := read(t, filepath.Join(dir, name)); got != text {
+			t.Errorf("%s is now %d bytes: %.20q", name, len(got), got)
+		}
+	}
+
+	logged := read(t, log)
+	if !strings.Contains(logged, "file too large") {
+		t.Errorf("in the log: %s", logged)
+	}
+	drop(t, dir, "zero", "good, too")
+	if n := systemd.Next(ctx); !strings.Contains(status(n), " 2 compressed, left as they are: again: ") {
+		t.Errorf("after the good one: %v", n)
+	}
+	if text := read(t, log); text != logged {
+		t.Errorf("it logs the same again: %s", strings.TrimPrefix(text, logged))
+	}
+	p.signal(syscall.SIGTERM)
+	p.exit(0)
+	if left := incomplete(dir); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// Who may not read the file may not read the compressed one.
+func TestWorkerPublishesNothing(t *testing.T) {
+	systemd, ctx, dir := daemontest.Systemd(t), patient(t), t.TempDir()
+	start(t, command("worker", "-dir", dir, "-every", "20ms"))
+	systemd.Wait(ctx, "READY=1")
+	for i, mode := range []os.FileMode{0o600, 0o640, 0o666, 0o444} {
+		name := fmt.Sprintf("%o", mode)
+		source := filepath.Join(t.TempDir(), name)
+		write(t, source, "text")
+		if err := os.Chmod(source, mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(source, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		if n := systemd.Next(ctx); status(n) != settled(dir, i+1) {
+			t.Fatalf("%v: %v", mode, n)
+		}
+		if info, err := os.Stat(filepath.Join(dir, name+".gz")); err != nil || info.Mode() != mode {
+			t.Errorf("a file with mode %v becomes one with %v", mode, info.Mode())
+		}
+	}
+}
+
+// A file that changes while it is compressed is not lost, and one that never
+// ends does not keep anybody waiting for the start.
+func TestWorkerIsCarefulWithAFileThatChanges(t *testing.T) {
+	systemd, ctx, dir := daemontest.Systemd(t), patient(t), t.TempDir()
+	write(t, filepath.Join(dir, ".worker-1"), "left by one that was killed")
+	dropSized(t, dir, "file", "", 1<<40)
+	start(t, command("worker", "-dir", dir, "-every", "20ms"))
+	systemd.Wait(ctx, "READY=1")
+	var working []string
+	eventually(t, "it works on the file", func() bool {
+		working = incomplete(dir)
+		return len(working) > 0
+	})
+	if info, err := os.Stat(working[0]); len(working) > 1 || err != nil || info.Mode() != 0o600 {
+		t.Errorf("it works on %v, mode %v", working, info.Mode())
+	}
+	if err := os.Truncate(filepath.Join(dir, "file"), 1); err != nil {
+		t.Fatal(err)
+	}
+	if n := systemd.Next(ctx); status(n) != settled(dir, 0)+", left as they are: file: it has changed meanwhile" {
+		t.Errorf("after the change: %v", n)
+	}
+	if n := systemd.Next(ctx); status(n) != settled(dir, 1) {
+		t.Errorf("later: %v", n)
+	}
+	if text := unpacked(t, filepath.Join(dir, "file")); text != "\x00" {
+		t.Errorf("file: %q", text)
+	}
+}
+
+func TestWorkerFromAShell(t *testing.T) {
+	home := t.TempDir()
+	dir, log := filepath.Join(home, "spool"), filepath.Join(home, "log")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd := command("worker", "-dir", "spool", "-every", "20ms", "-log", "log")
+	cmd.Dir = home
+	d := daemontest.Shell(t, cmd)
+	if d.ExitCode() != 0 || d.PID == 0 || len(d.Processes()) != 1 {
+		t.Fatalf("exit status %d, processes %v, printed %q", d.ExitCode(), d.Processes(), d.Output)
+	}
+	drop(t, dir, "file", "text")
+	eventually(t, "it works", func() bool {
+		_, err := os.Stat(filepath.Join(dir, "file"))
+		return err != nil
+	})
+	if text := unpacked(t, filepath.Join(dir, "file")); text != "text" {
+		t.Errorf("file: %q", text)
+	}
+
+	rotate(t, log, d)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if s := d.Wait(patient(t)); s.ExitStatus() != 1 {
+		t.Errorf("without its directory it ended with wait status %#x", s)
+	}
+	if text := read(t, log); !strings.Contains(text, dir+": no such file") {
+		t.Errorf("in the log: %q", text)
+	}
 }
 
 // There is a heartbeat for as long as the loop turns, and none while it is
@@ -92,10 +256,7 @@ func TestWorkerHeartbeat(t *testing.T) {
 		systemd.Wait(ctx, "WATCHDOG=1")
 	}
 	dropSized(t, dir, "endless", "", 1<<40)
-	eventually(t, "it works on the file", func() bool {
-		_, err := os.Stat(filepath.Join(dir, "endless.tmp"))
-		return err == nil
-	})
+	eventually(t, "it works on the file", func() bool { return len(incomplete(dir)) > 0 })
 	mark(t, systemd, "STUCK=1")
 	systemd.Wait(ctx, "STUCK=1")
 	time.Sleep(20 * beat)
