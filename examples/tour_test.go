@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -36,6 +37,11 @@ var brokenDaemons = map[string]func(){
 	},
 	"names another's process": func() {
 		say(fmt.Sprintf("READY=1\nMAINPID=%d", os.Getppid()))
+		forever()
+	},
+	"ignores SIGTERM": func() {
+		signal.Ignore(syscall.SIGTERM)
+		say("READY=1")
 		forever()
 	},
 	"keeps a terminal": keepTerminal,
@@ -91,10 +97,11 @@ func TestTourOfADaemonThatKeepsItsPromises(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		command []string
+		says    string
 	}{
-		{"its own", nil},
-		{"httpd", []string{"--", filepath.Join(bin, "httpd"), "-addr", anyPort}},
-		{"worker", []string{"--", filepath.Join(bin, "worker"), "-dir", t.TempDir()}},
+		{"its own", nil, "STATUS=serving on"},
+		{"httpd", []string{"--", filepath.Join(bin, "httpd"), "-addr", anyPort}, "descriptors passed: 1\n"},
+		{"worker", []string{"--", filepath.Join(bin, "worker"), "-dir", t.TempDir()}, "STATUS=waiting for files"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			printed, code := tour(t, test.command...)
@@ -106,7 +113,7 @@ func TestTourOfADaemonThatKeepsItsPromises(t *testing.T) {
 				"has stopped itself by SIGSTOP, state T", "sends SIGCONT",
 				"exited with status 0: the prompt is back", "its own", "no terminal",
 				"descriptor 0 is /dev/null", "descriptor 2 is /dev/null",
-				"Every promise kept.",
+				"Every promise kept.", test.says,
 			} {
 				if !strings.Contains(printed, want) {
 					t.Errorf("not printed: %s", want)
@@ -129,6 +136,10 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 		streams = "The daemon's descriptors 0, 1 and 2 have left the terminal"
 	)
 	const soon, patience = "1s", "60s" // until the promise is broken, or something else happens
+	reasons := map[string]string{      // where that is all that happens
+		stops + " within " + soon: `it has not stopped itself within 1s; it printed "a word\n"` + "\n",
+		ends + " within 3s":       "it has not ended within 3s, state ",
+	}
 	for _, test := range []struct{ as, daemon, promise, timeout string }{
 		{"systemd", "exit 0", ready, patience},
 		{"systemd", "sleep $NAP", ready, soon},
@@ -137,9 +148,10 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 		{"systemd", "has a child say it", "What it says comes from its main process", patience},
 		{"systemd", "names another's process", "MAINPID is a process of its own", patience},
 		{"systemd", "says it and exits", goesOn, patience},
+		{"systemd", "ignores SIGTERM", ends, "3s"},
 
 		{"upstart", "exit 0", stops, patience},
-		{"upstart", "sleep $NAP", stops, soon},
+		{"upstart", "echo a word; sleep $NAP", stops, soon},
 		{"upstart", "kill -STOP $$", goesOn, patience},
 		{"upstart", "kill -STOP $$; kill -STOP $$", goesOn, patience},
 		{"upstart", "trap '' TERM; kill -STOP $$; while :; do sleep $NAP; done", ends, "3s"},
@@ -165,6 +177,9 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 			printed, code := tour(t, args...)
 			if code != 1 || !strings.Contains(printed, "BROKEN  "+test.promise+".\n") || strings.Count(printed, "BROKEN") != 1 {
 				t.Errorf("exit status %d, and not, or not only, broken: %s\n%s", code, test.promise, printed)
+			}
+			if reason := reasons[test.promise+" within "+test.timeout]; !strings.Contains(printed, "           "+reason) {
+				t.Errorf("no %q in\n%s", reason, printed)
 			}
 			if left := sleepers(); len(left) > 0 {
 				t.Errorf("processes left behind: %v", left)
@@ -194,15 +209,24 @@ func sleepers() (pids []string) {
 
 func TestTourLeavesNobodyBehindWhenInterrupted(t *testing.T) {
 	for _, as := range []string{"systemd", "upstart", "shell"} {
-		t.Run(as, func(t *testing.T) {
-			p := start(t, command("tour", "-as", as, "--", "sh", "-c", "sleep $NAP"))
-			eventually(t, "it is started", func() bool { return len(sleepers()) > 0 })
-			p.signal(syscall.SIGINT)
-			p.exit(130)
-			if left := sleepers(); len(left) > 0 {
-				t.Errorf("processes left behind: %v", left)
-			}
-		})
+		for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE} {
+			t.Run(as+" "+unix.SignalName(sig), func(t *testing.T) {
+				p := start(t, command("tour", "-as", as, "--", "sh", "-c", "sleep $NAP & sleep $NAP; true"))
+				eventually(t, "they are started", func() bool { return len(sleepers()) == 2 })
+				p.signal(sig)
+				p.exit(130)
+				if left := sleepers(); len(left) > 0 {
+					t.Errorf("processes left behind: %v", left)
+				}
+			})
+		}
+	}
+}
+
+func TestTourTellsHowItIsUsed(t *testing.T) {
+	printed, code := tour(t, "-h")
+	if code != 0 || !strings.Contains(printed, "[-- command arguments…]") || !strings.Contains(printed, "30s at most") {
+		t.Errorf("exit status %d: %s", code, printed)
 	}
 }
 

@@ -8,7 +8,9 @@
 //
 // The daemon is a small one of its own, or the command: any daemon, in any
 // language. Where it breaks a promise tour says which, and exits with status 1.
-// It needs nothing installed and no rights, and leaves no process behind.
+// It needs nothing installed and no rights, and leaves no process behind when it
+// ends or is interrupted. A SIGKILL it cannot outlive: as systemd it has then
+// ended the daemon, but not what that has started.
 package main
 
 import (
@@ -26,7 +28,7 @@ import (
 
 var (
 	as      = flag.String("as", "", "start the daemon only as systemd, upstart or shell would")
-	timeout = flag.Duration("timeout", daemontest.Timeout, "how long the daemon may take to get ready, and to end")
+	timeout = flag.Duration("timeout", daemontest.Timeout, "how long the daemon may take to get ready (as an upstart job 30s at most), and to end")
 )
 
 // A way is one to start a daemon.
@@ -46,14 +48,22 @@ func main() {
 		demo()
 		return
 	}
+	flag.Usage = usage
 	flag.Parse()
 	if *as != "" && !slices.ContainsFunc(ways, func(w way) bool { return w.name == *as }) {
 		fmt.Fprintf(os.Stderr, "tour: -as %s: it is one of systemd, upstart and shell\n", *as)
 		os.Exit(2)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// Whatever ends it, a closed terminal or a closed pipe too: clean up first.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	os.Exit(tour(ctx, flag.Args()))
+}
+
+func usage() {
+	fmt.Fprint(flag.CommandLine.Output(), "Usage: tour [flags] [-- command arguments…]\n"+
+		"Without a command the daemon is a small one of tour's own.\n")
+	flag.PrintDefaults()
 }
 
 // tour starts the command, or the demo, in each way, and returns the exit

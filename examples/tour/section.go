@@ -132,11 +132,9 @@ func (p process) String() string { return fmt.Sprintf("pid %d", p.pid) }
 func (s *section) live(p process, boss string) {
 	s.promise = "It goes on running"
 	time.Sleep(250 * time.Millisecond) // what goes wrong goes wrong at once
-	ctx, cancel := s.limited()
-	defer cancel()
 	switch state := read(p.pid).state; state {
 	case "", "Z":
-		s.Fatalf("it %s", describe(p.wait(ctx)))
+		s.Fatalf("it %s", describe(p.wait(s.ctx)))
 	case "T":
 		s.Fatalf("it has stopped again (state T), and nobody will continue it")
 	default:
@@ -148,8 +146,25 @@ func (s *section) live(p process, boss string) {
 	if err := p.signal(unix.SIGTERM); err != nil {
 		s.Fatalf("%v", err)
 	}
-	status := p.wait(ctx)
-	s.now(p.String(), "%s", describe(status))
+	s.ends(p.pid)
+	s.now(p.String(), "%s", describe(p.wait(s.ctx)))
+}
+
+// ends waits until the process has ended.
+func (s *section) ends(pid int) {
+	ctx, cancel := s.limited()
+	defer cancel()
+	for {
+		state := read(pid).state
+		if state == "" || state == "Z" {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			s.Fatalf("it has not ended within %v, state %s", *timeout, state)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 func describe(status syscall.WaitStatus) string {

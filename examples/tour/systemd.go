@@ -133,7 +133,7 @@ func (v *service) show(n daemontest.Notification) {
 		}
 	}
 	if len(n.Files) > 0 {
-		s.and("with %d descriptors", len(n.Files))
+		s.and("descriptors passed: %d", len(n.Files))
 	}
 	promise := s.promise
 	s.promise = "systemd understands what it says"

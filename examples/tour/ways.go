@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -14,14 +15,7 @@ import (
 
 // upstart shows a job: it stops itself, and upstart continues it.
 func (s *section) upstart() {
-	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
-	cmd := s.command(ctx)
-	s.promise = "It stops itself by SIGSTOP when it is ready"
-	tooLate := time.AfterFunc(*timeout, cancel)
-	s.started = time.Now()
-	job := daemontest.Upstart(s, cmd)
-	tooLate.Stop()
+	job := s.job()
 	p := process{job.PID, job.Signal, job.Wait}
 	s.started = time.Now().Add(-job.Ready.After)
 
@@ -30,6 +24,26 @@ func (s *section) upstart() {
 		unix.SignalName(job.Ready.Signal), job.Ready.State)
 	s.at(job.Ready.After, "upstart", "sends SIGCONT")
 	s.live(p, "upstart")
+}
+
+// job starts a job. That its time is up, and not that it was therefore ended,
+// is what is wrong with one that does not get ready.
+func (s *section) job() *daemontest.Job {
+	limit := min(*timeout, daemontest.Timeout)
+	late := fmt.Errorf("it has not stopped itself within %v", limit)
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	s.Cleanup(func() { cancel(nil) })
+	cmd := s.command(ctx)
+	s.promise = "It stops itself by SIGSTOP when it is ready"
+	defer time.AfterFunc(limit, func() { cancel(late) }).Stop()
+	defer func() {
+		if context.Cause(ctx) == late {
+			what, _ := recover().(broken)
+			_, printed, _ := strings.Cut(string(what), "; it printed ")
+			s.Fatalf("%v; it printed %s", late, printed)
+		}
+	}()
+	return daemontest.Upstart(s, cmd)
 }
 
 // shell shows a command that leaves a daemon behind.
