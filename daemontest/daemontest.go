@@ -60,6 +60,9 @@ func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, Timeout, fmt.Errorf("not within %v", Timeout))
 }
 
+// rounded is a time for people to read.
+func rounded(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+
 // describe says what a wait status means.
 func describe(status syscall.WaitStatus) string {
 	switch {

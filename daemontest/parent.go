@@ -313,7 +313,7 @@ func (p *Process) history() (text string) {
 		if r.PID != p.PID || r.Event != hasStopped && r.Event != hasEnded {
 			continue
 		}
-		text += fmt.Sprintf("; it %s after %v", describe(r.Status), r.After)
+		text += fmt.Sprintf("; it %s after %v", describe(r.Status), rounded(r.After))
 		if r.Answered {
 			text += " and was continued"
 		}

@@ -154,9 +154,9 @@ func (j *Job) instead(first report, err error) (what string) {
 	case err != nil:
 		what = fmt.Sprintf("has not stopped itself: %v%s", err, j.history())
 	case first.Event == hasStopped:
-		what = fmt.Sprintf("%s after %v: `expect stop` is about SIGSTOP", describe(first.Status), first.After)
+		what = fmt.Sprintf("%s after %v: `expect stop` is about SIGSTOP", describe(first.Status), rounded(first.After))
 	default:
-		what = fmt.Sprintf("%s after %v and had not stopped itself", describe(first.Status), first.After)
+		what = fmt.Sprintf("%s after %v and had not stopped itself", describe(first.Status), rounded(first.After))
 	}
 	if len(first.Left) > 0 {
 		what += fmt.Sprintf(", and left process %d behind: `expect stop` is about the process that was started", first.Left[0])
@@ -194,7 +194,7 @@ func (j *Job) logUnanswered() {
 	j.parent.end()
 	for _, s := range j.Stops() {
 		if !s.Answered {
-			j.parent.t.Logf("daemontest: upstart job (pid %d) was stopped by %s after %v, which init never answers", j.PID, unix.SignalName(s.Signal), s.After)
+			j.parent.t.Logf("daemontest: upstart job (pid %d) was stopped by %s after %v, which init never answers", j.PID, unix.SignalName(s.Signal), rounded(s.After))
 		}
 	}
 }

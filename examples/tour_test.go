@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -180,6 +181,9 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 			}
 			if reason := reasons[test.promise+" within "+test.timeout]; !strings.Contains(printed, "           "+reason) {
 				t.Errorf("no %q in\n%s", reason, printed)
+			}
+			if long := regexp.MustCompile(`\.\d{4,}m?s\b`).FindString(printed); long != "" {
+				t.Errorf("too precise to be read: %s in\n%s", long, printed)
 			}
 			if left := sleepers(); len(left) > 0 {
 				t.Errorf("processes left behind: %v", left)
