@@ -4,7 +4,6 @@ package daemon_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -26,18 +25,23 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	// Before Ready: whoever hears that may send a SIGTERM at once.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
 	if err := daemon.Ready(); err != nil {
 		log.Fatal(err)
 	}
 
 	var server http.Server
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, func() {
-		daemon.Stopping(daemon.Status("finishing requests"))
-		server.Shutdown(context.Background())
-	})
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		log.Fatal(err)
+	case <-ctx.Done():
+	}
+	daemon.Stopping(daemon.Status("finishing requests"))
+	if err := server.Shutdown(context.Background()); err != nil { // returns when they are finished
 		log.Fatal(err)
 	}
 }
@@ -58,8 +62,11 @@ func ExampleReloading() {
 	}
 }
 
-// RunWatchdog returns when its context ends: it goes well into a
-// sync.WaitGroup, as here, or an errgroup.Group of golang.org/x/sync.
+// RunWatchdog returns when its context ends, so it goes well into a group that
+// is waited for. This is a sync.WaitGroup, because the module depends on no
+// golang.org/x/sync; in an errgroup.Group of that it is
+//
+//	group.Go(func() error { return daemon.RunWatchdog(ctx, healthy) })
 func ExampleRunWatchdog() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -68,7 +75,11 @@ func ExampleRunWatchdog() {
 		if err != nil {
 			return err
 		}
-		return response.Body.Close()
+		defer response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return fmt.Errorf("health: %s", response.Status)
+		}
+		return nil
 	}
 
 	var group sync.WaitGroup

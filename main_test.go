@@ -17,6 +17,9 @@ const testProgram = "DAEMON_TEST_PROGRAM"
 // stopSystemd ends the systemd that systemdboot_test.go may have booted.
 var stopSystemd = func() {}
 
+// t is what an example that is a test's body has for the test's own.
+var t *testing.T
+
 func TestMain(m *testing.M) {
 	name, ok := os.LookupEnv(testProgram)
 	if !ok {
