@@ -34,6 +34,8 @@
 //		// The daemon runs now; it is ended when the test ends.
 //	}
 //
+// The example of [Systemd] says how a test gets the program.
+//
 // # What does not arrive
 //
 // Every wait ends: with its context, and after [Timeout] where the context
