@@ -294,6 +294,7 @@ var notHere = []struct{ line, why string }{
 	{`^(sudo|systemctl|journalctl|initctl|rc-service|rc-update|apt-get|docker|kubectl|ssh)\b`, "act on the reader's machine"},
 	{`^(ps|kill)\b`, "are about the reader's process"},
 	{`\./mydaemon\b`, "is the reader's program; detach_test.go does this with its own"},
+	{`/usr/local/sbin/`, "is what the reader has installed; examples/units_test.go does this with its own"},
 	{`^go (get|install)\b|\bgo run \S+@|^git\b`, "need the network"},
 	{`\.ci/`, "runs this test"},
 	{`\bcd bench\b|\./bench\b`, "takes minutes, and modules that are not here"},

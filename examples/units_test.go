@@ -3,10 +3,12 @@
 package examples_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -53,28 +55,44 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// The SysV line: start-stop-daemon returns when httpd serves, or with its exit
-// status.
+// The SysV lines of README.md: start-stop-daemon returns when httpd serves, or
+// with its exit status.
 func TestStartStopDaemon(t *testing.T) {
 	tool(t, "start-stop-daemon")
+	lines := regexp.MustCompile(`(?m)^start-stop-daemon .*$`).FindAllString(read(t, "README.md"), -1)
+	if len(lines) != 3 {
+		t.Fatalf("no longer a start, a stop and a reload: %q", lines)
+	}
 	dir := t.TempDir()
 	exe, log := filepath.Join(dir, "httpd"), filepath.Join(dir, "log")
 	if err := os.Link(filepath.Join(bin, "httpd"), exe); err != nil { // for --exec it has a name of its own
 		t.Fatal(err)
 	}
-	startStop := func(args ...string) (*exec.Cmd, error) {
-		cmd := exec.CommandContext(patient(t), "start-stop-daemon", append([]string{"--exec", exe}, args...)...)
-		return cmd, cmd.Run()
+	run := func(line, addr string) error {
+		here := strings.NewReplacer("/usr/local/sbin/httpd", exe, "/var/log/httpd.log", log, ":8080", addr).Replace(line)
+		return exec.CommandContext(patient(t), "sh", "-c", here).Run()
 	}
-	if cmd, err := startStop("--start", "--", "-addr", "no such address"); err == nil || cmd.ProcessState.ExitCode() != 1 {
+	var failed *exec.ExitError
+	if err := run(lines[0], "nowhere"); !errors.As(err, &failed) || failed.ExitCode() != 1 {
 		t.Errorf("no such address: %v", err)
 	}
-	if cmd, err := startStop("--start", "--", "-addr", anyPort, "-log", log); err != nil {
-		t.Fatalf("%v: %v", cmd, err)
+	if err := run(lines[0], anyPort); err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { exec.Command("start-stop-daemon", "--stop", "--retry", "KILL/60", "--exec", exe).Run() })
 	get(t, serving(t, read(t, log)))
-	if cmd, err := startStop("--stop", "--retry", "TERM/60"); err != nil {
-		t.Errorf("%v: %v", cmd, err)
+	if err := os.Remove(log); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(lines[2], anyPort); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "it has a new log", func() bool {
+		_, err := os.Stat(log)
+		return err == nil
+	})
+	if err := run(lines[1], anyPort); err != nil {
+		t.Error(err)
 	}
 }
 
