@@ -87,7 +87,8 @@ func TestDetachTellsNoLieWhoeverIsKilled(t *testing.T) {
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	t.Logf("to repeat it: -chaos.rounds=%d -chaos.seed=%d", *chaosRounds, seed)
+	rounds := rounds(*chaosRounds)
+	t.Logf("to repeat it: -chaos.rounds=%d -chaos.seed=%d", rounds, seed)
 
 	// Orphans become this process's children: it can tell then, wherever it
 	// runs, for whom a launcher has not waited.
@@ -108,14 +109,14 @@ func TestDetachTellsNoLieWhoeverIsKilled(t *testing.T) {
 			}
 		})
 	}
-	for number := 0; number < *chaosRounds && !t.Failed(); number++ {
+	for number := 0; number < rounds && !t.Failed(); number++ {
 		numbers <- number
 	}
 	close(numbers)
 	players.Wait()
 	tally.mustEndSoon(t)
 	t.Log(&tally)
-	if *chaosRounds >= 500 && !t.Failed() {
+	if rounds >= 500 && !t.Failed() {
 		tally.mustHave(t, "launcher, waiting", "SIGKILL: failure", "SIGTERM: failure")
 		tally.mustHave(t, "daemon, before its init", "SIGKILL: failure")
 		tally.mustHave(t, "daemon, in main", "SIGKILL: failure", "SIGTERM: failure")

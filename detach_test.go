@@ -549,7 +549,7 @@ func TestDetachesWithoutProc(t *testing.T) {
 			script := `mount -t tmpfs none /proc || exit 9; exec "$@"`
 			if test.directory == "/" {
 				root := t.TempDir()
-				script = fmt.Sprintf(`mount --rbind / '%[1]s' && umount -l '%[1]s/proc' || exit 9; exec chroot '%[1]s' "$@"`, root)
+				script = fmt.Sprintf(`mount --rbind / '%[1]s' && mount -t tmpfs none '%[1]s/proc' || exit 9; exec chroot '%[1]s' "$@"`, root)
 			}
 			l := newLine(t)
 			cmd := l.command()
@@ -880,7 +880,7 @@ func TestDetachesWhileTimersRun(t *testing.T) {
 	for _, order := range []string{"profile", "timer"} {
 		t.Run(order, func(t *testing.T) {
 			l := newLine(t)
-			for range 40 {
+			for range rounds(40) {
 				c := l.pipe(l.command())
 				first := l.process()
 				first.do(order)

@@ -35,6 +35,15 @@ func TestMain(m *testing.M) {
 	run()
 }
 
+// rounds is how often a test does what one time can't prove: with -short less
+// often.
+func rounds(n int) int {
+	if testing.Short() {
+		return n / 5
+	}
+	return n
+}
+
 // program returns the command that runs one of programs in a process of its
 // own, in an environment without a supervisor.
 func program(t testing.TB, name string, args ...string) *exec.Cmd {

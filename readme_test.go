@@ -56,6 +56,9 @@ var languages = map[string]func(t *testing.T, checkout string, blocks []block) (
 }
 
 func TestDocumentsShowWhatWorks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds and runs all that the documents show")
+	}
 	documents := readDocuments(t)
 	checkout := copyRepository(t)
 	var blocks []block
@@ -81,6 +84,9 @@ func TestDocumentsShowWhatWorks(t *testing.T) {
 
 // The checks see what they are there for.
 func TestDocumentsFaultsAreFound(t *testing.T) {
+	if testing.Short() {
+		t.Skip("is about the test above")
+	}
 	checkout := copyRepository(t)
 	fence := func(language, text string) string { return "```" + language + "\n" + text + "\n```\n" }
 	for _, test := range []struct{ name, text, want string }{

@@ -125,7 +125,7 @@ func TestReadyStopsTheProcessOnceUntilItIsContinued(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%d goroutines spin and %d call", test.spinners, test.callers), func(t *testing.T) {
 			m, file := newUpstartMemory(t)
-			for range test.runs {
+			for range rounds(test.runs) {
 				*m = upstartMemory{}
 				cmd := program(t, "upstart-stop", strconv.Itoa(test.spinners), strconv.Itoa(test.callers))
 				cmd.ExtraFiles = []*os.File{file}
@@ -316,7 +316,7 @@ func TestUpstartStartsTheJob(t *testing.T) {
 		{"setuid nobody", 25, []string{"0", "again"}, upstartSetuid},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			for range test.runs {
+			for range rounds(test.runs) {
 				cmd := program(t, "upstart-job", test.args...)
 				if test.stanza != nil {
 					cmd = test.stanza(t, cmd)
@@ -340,7 +340,7 @@ func respawnUpstartJob(t *testing.T, cmd *exec.Cmd, runs int) {
 	said := bufio.NewReader(stdout)
 	job := daemontest.Upstart(t, cmd)
 	pids := map[int]bool{}
-	for run := range runs {
+	for run := range rounds(runs) {
 		if run > 0 {
 			job = job.Respawn(t.Context())
 		}
