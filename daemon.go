@@ -8,8 +8,8 @@
 //
 //   - UPSTART_JOB is set: the process stops itself, and goes on when upstart
 //     continues it (`expect stop` of init(5)).
-//   - NOTIFY_SOCKET is set: systemd, or who speaks its protocol, is sent
-//     READY=1, a status and the process id (sd_notify(3)).
+//   - NOTIFY_SOCKET is set: systemd, or whatever else speaks its protocol, is
+//     sent READY=1, a status and the process id (sd_notify(3)).
 //   - Neither: the program detaches from its terminal, and the command returns
 //     to the shell with exit status 0 once it is ready (daemon(7)).
 //
@@ -43,7 +43,8 @@
 //   - drops privileges or changes its root directory,
 //   - listens on an ephemeral port, or on a Unix socket path that it does not
 //     remove first,
-//   - opens descriptors without close-on-exec or starts helper processes,
+//   - opens descriptors without close-on-exec, closes what [Files] returned, or
+//     starts helper processes,
 //   - or takes long to initialize.
 //
 // Initializers of other packages may run in each of the processes of a detach:
@@ -107,10 +108,11 @@ var (
 //   - With UPSTART_JOB set it stops the process by SIGSTOP (init(5)'s `expect
 //     stop`) and returns once upstart has continued it. A later Ready does
 //     nothing.
-//   - With NOTIFY_SOCKET set it sends READY=1, STATUS=ready and MAINPID=, with
-//     the fields given in place of or after those. A later Ready sends again:
-//     that is the end of a reload, also of a failed one (see [Reloading]). It
-//     waits at most 90 seconds for a supervisor that does not read.
+//   - With NOTIFY_SOCKET set it sends READY=1, STATUS=ready and MAINPID=; a
+//     field that is given takes the place of the one with its key, others
+//     follow. A later Ready sends again: that is the end of a reload, also of a
+//     failed one (see [Reloading]). It waits at most 90 seconds for a supervisor
+//     that does not read.
 //   - With neither it detaches: the program is started again in the background,
 //     and the caller's shell gets its prompt back, with exit status 0, once
 //     that daemon in turn calls Ready. See [Detach]. A later Ready does nothing.
@@ -120,11 +122,12 @@ var (
 //     that has called [Foreground].
 //
 // A supervisor that is there but cannot be told is an error, never a reason to
-// detach; so is a detach in a `go test` run, in a setuid program, or where user,
-// group or root directory have changed. Errors name the operation and the
-// address and wrap the error number, for [errors.Is]; no room in the
-// supervisor's queue wraps [os.ErrDeadlineExceeded]. On a system that is no Unix
-// Ready returns nil.
+// detach; so is a detach in a `go test` run, in a setuid program, where user,
+// group or root directory have changed, where one of [Files] is closed, or where
+// the program has removed its supervisor's variables other than by
+// [UnsetEnvironment]. Errors name the operation and the address and wrap the
+// error number, for [errors.Is]; no room in the supervisor's queue wraps
+// [os.ErrDeadlineExceeded]. On systems other than Unix Ready returns nil.
 func Ready(fields ...Field) error {
 	if err := tellLauncher(); err != nil {
 		return err

@@ -138,8 +138,9 @@ func StoreFiles(name string, files ...*os.File) error {
 }
 
 // RemoveFiles has the supervisor close the files that it keeps under name
-// (FDSTOREREMOVE=1 and FDNAME). For the name, and where no supervisor listens,
-// it is like [StoreFiles].
+// (FDSTOREREMOVE=1 and FDNAME). A name that [StoreFiles] would not take is an
+// error which wraps [syscall.EINVAL]. Where no supervisor listens it does nothing
+// and returns nil; it waits at most 5 seconds for one that does not read.
 func RemoveFiles(name string) error {
 	who, address := supervisor()
 	if who != Systemd {
