@@ -100,6 +100,7 @@ var (
 		mainPID: &Field{key: "MAINPID", number: int64(pid), numeric: true},
 	})
 	stoppingVerb = alwaysTheSame(verb{own: []Field{{key: "STOPPING", text: "1"}}})
+	notifyVerb   = alwaysTheSame(verb{})
 )
 
 // Ready tells whatever started this process that it is ready to serve; call it
@@ -136,7 +137,7 @@ func Ready(fields ...Field) error {
 	case Upstart:
 		return stopOnce()
 	case Systemd:
-		return send(nil, address, patient, readyVerb, fields)
+		return send(nil, patient, address, readyVerb, fields)
 	}
 	return detach("Ready")
 }
@@ -188,7 +189,7 @@ func Notify(fields ...Field) error {
 	if len(fields) == 0 {
 		return nil
 	}
-	return notify(nil, brief, &verb{}, fields)
+	return notify(nil, brief, notifyVerb, fields)
 }
 
 // Field is one assignment of a notification, as sd_notify(3) lists them. Of

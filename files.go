@@ -129,7 +129,7 @@ func StoreFiles(name string, files ...*os.File) error {
 		rights[i] = fd
 	}
 	for some := range slices.Chunk(rights, maxRights) {
-		err := deliver(nil, address, brief, named("FDSTORE", name), nil, some)
+		err := deliver(nil, brief, address, named("FDSTORE", name), nil, some)
 		if err != nil {
 			return err
 		}
@@ -149,7 +149,7 @@ func RemoveFiles(name string) error {
 	if !validName(name) {
 		return failed("remove files", strconv.Quote(name), unix.EINVAL)
 	}
-	return send(nil, address, brief, named("FDSTOREREMOVE", name), nil)
+	return deliver(nil, brief, address, named("FDSTOREREMOVE", name), nil, nil)
 }
 
 func named(key, name string) *verb {

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -27,20 +26,25 @@ func notify(done <-chan struct{}, limit time.Duration, v *verb, fields []Field) 
 	if who != Systemd {
 		return nil
 	}
-	return send(done, address, limit, v, fields)
+	return send(done, limit, address, v, fields)
 }
 
 // verb is what a call says by itself.
 type verb struct {
 	own             []Field // its assignments but for
 	status, mainPID *Field  // these two; nil: none
-	alone           []byte  // the whole datagram where the caller adds nothing; nil: not known
+
+	// For quick, encoded; nil where own changes.
+	alone   []byte // all of it
+	opening []byte // own, up to the text of STATUS
 }
 
 // alwaysTheSame is for a verb without a field that changes.
 func alwaysTheSame(v verb) *verb {
 	var d datagram
-	v.alone = slices.Clone(d.encode(&v, nil))
+	alone, _ := d.build("", &v, nil)
+	v.alone = slices.Clone(alone)
+	v.opening = append(appendOwn(nil, &v, nil), "STATUS="...)
 	return &v
 }
 
@@ -64,7 +68,7 @@ func Barrier(ctx context.Context) error {
 		return failed("barrier", address, err)
 	}
 	defer unix.Close(r)
-	err = deliver(ctx.Done(), address, unlimited, barrierVerb, nil, []int{w})
+	err = deliver(ctx.Done(), unlimited, address, barrierVerb, nil, []int{w})
 	unix.Close(w)
 	letGo := false
 	for err == nil && !letGo && ctx.Err() == nil {
@@ -104,17 +108,6 @@ func errnoOf(err error) (errno int, ok bool) {
 	return int(number), ok
 }
 
-// send sends one datagram. What is the same each time needs neither the buffer
-// nor its lock.
-func send(done <-chan struct{}, address string, limit time.Duration, v *verb, fields []Field) error {
-	if l := notifier.socket.link.Load(); len(fields) == 0 && v.alone != nil && l.reaches(address) {
-		if sendNow(l.fd, v.alone) == nil {
-			return nil
-		}
-	}
-	return deliver(done, address, limit, v, fields, nil)
-}
-
 // unlimited is the limit of a delivery that only done ends.
 const unlimited time.Duration = 0
 
@@ -122,14 +115,25 @@ const unlimited time.Duration = 0
 // have ended, or another sender have connected the socket to another address.
 const pollInterval = 100 * time.Millisecond
 
+// send sends one datagram. Where there is nothing unusual about it, that takes
+// little more than the system call.
+func send(done <-chan struct{}, limit time.Duration, address string, v *verb, fields []Field) error {
+	n := &notifier
+	n.Lock()
+	encoded := n.datagram.quick(v, fields)
+	sent := encoded != nil && n.socket.peer == address && sendNow(n.socket.fd, encoded) == 0
+	n.Unlock()
+	if sent {
+		return nil
+	}
+	return deliver(done, limit, address, v, fields, nil)
+}
+
 // deliver sends one datagram, with descriptors attached. It first tries without
 // waiting; where the queue is full it waits for room with the lock released, so
 // that each caller's limit is its own.
-func deliver(done <-chan struct{}, address string, limit time.Duration, v *verb, fields []Field, rights []int) error {
+func deliver(done <-chan struct{}, limit time.Duration, address string, v *verb, fields []Field, rights []int) error {
 	fd, err := trySend(address, v, fields, rights)
-	if !full(err) {
-		return err
-	}
 	for begin := time.Now(); full(err); {
 		waited := time.Since(begin)
 		if limit != unlimited && (waited > limit || waited > brief && removed(address)) {
@@ -178,8 +182,8 @@ func waitForRoom(fd int, err error) {
 // descriptor that an ailing process may not get.
 var notifier struct {
 	sync.Mutex // held while a datagram is built and while the socket changes
-	datagram   datagram
 	socket     socket
+	datagram   datagram
 }
 
 // trySend sends without waiting. The error is bare (and fd the socket) where
@@ -187,54 +191,49 @@ var notifier struct {
 func trySend(address string, v *verb, fields []Field, rights []int) (fd int, err error) {
 	notifier.Lock()
 	defer notifier.Unlock()
-	message := v.alone
-	if message == nil || len(fields) > 0 {
-		if message, err = notifier.datagram.build(address, v, fields); err != nil {
-			return 0, err
-		}
+	encoded, err := notifier.datagram.build(address, v, fields)
+	if err != nil {
+		return 0, err
 	}
 	s := &notifier.socket
-	l := s.link.Load()
-	// A stranger that has the number now, against all odds, gets no descriptor.
-	kept := l.reaches(address) && (rights == nil || s.ours())
-	if !kept {
-		if l, err = s.connect(address); err != nil {
-			return 0, err
-		}
-	}
-	err = l.send(message, rights)
-	if kept && err != nil && !full(err) { // the receiver is gone, or the descriptor
-		if l, err = s.connect(address); err != nil {
-			return 0, err
-		}
-		err = l.send(message, rights)
-	}
-	if err != nil && !full(err) {
-		err = failed("send", address, err)
-	}
-	return l.fd, err
+	err = s.send(address, encoded, rights)
+	return s.fd, err
 }
 
 // socket is opened once and connected as often as need be.
 type socket struct {
 	held
-	link atomic.Pointer[link] // nil: not connected
+	peer string // whom it is connected to; "": nobody
 }
 
-// link is whom the socket is connected to. It is replaced, never changed.
-type link struct {
-	fd   int
-	peer string
+// send connects the socket where it is the first time, or the receiver is gone,
+// or the descriptor.
+func (s *socket) send(address string, datagram []byte, rights []int) error {
+	// A stranger that has the number now, against all odds, gets no descriptor.
+	if s.peer == address && (rights == nil || s.ours()) {
+		if err := sendTo(s.fd, datagram, rights); err == nil || full(err) {
+			return err
+		}
+	}
+	if err := s.connect(address); err != nil {
+		return err
+	}
+	err := sendTo(s.fd, datagram, rights)
+	if err != nil && !full(err) {
+		return failed("send", address, err)
+	}
+	return err
 }
 
-func (l *link) reaches(address string) bool { return l != nil && l.peer == address }
-
-func (l *link) send(message []byte, rights []int) error {
+func sendTo(fd int, datagram []byte, rights []int) error {
 	if len(rights) == 0 {
-		return sendNow(l.fd, message)
+		if errno := sendNow(fd, datagram); errno != 0 {
+			return errno
+		}
+		return nil
 	}
 	for {
-		err := unix.Sendmsg(l.fd, message, unix.UnixRights(rights...), nil, unix.MSG_NOSIGNAL)
+		err := unix.Sendmsg(fd, datagram, unix.UnixRights(rights...), nil, unix.MSG_NOSIGNAL)
 		if err != unix.EINTR {
 			return err
 		}
@@ -242,15 +241,15 @@ func (l *link) send(message []byte, rights []int) error {
 }
 
 // connect connects the socket to address, for the first time or again.
-func (s *socket) connect(address string) (*link, error) {
-	s.link.Store(nil)
+func (s *socket) connect(address string) error {
+	s.peer = ""
 	if !strings.HasPrefix(address, "/") && !strings.HasPrefix(address, "@") {
-		return nil, failed("connect", address, unix.EAFNOSUPPORT)
+		return failed("connect", address, unix.EAFNOSUPPORT)
 	}
 	if !s.ours() {
 		fd, err := openSocket()
 		if err != nil {
-			return nil, failed("connect", address, err)
+			return failed("connect", address, err)
 		}
 		s.held = hold(fd)
 	}
@@ -260,10 +259,10 @@ func (s *socket) connect(address string) (*link, error) {
 		err = syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: address})
 	}
 	if err != nil {
-		return nil, failed("connect", address, err)
+		return failed("connect", address, err)
 	}
-	s.link.Store(&link{s.fd, address})
-	return s.link.Load(), nil
+	s.peer = address
+	return nil
 }
 
 func openSocket() (fd int, err error) {
@@ -289,63 +288,92 @@ const maxDatagram = 4096
 // first, into rest.
 type datagram struct{ head, rest [maxDatagram]byte }
 
-// build encodes into d; it takes memory of its own only for what is too long.
-func (d *datagram) build(address string, v *verb, fields []Field) ([]byte, error) {
-	for i := range fields {
-		if f := &fields[i]; f.invalid || f.key == "" {
-			return nil, failed("field", strconv.Quote(f.key), unix.EINVAL)
-		}
+// quick is build for what nearly every call says: what it always says, or that
+// with a plain STATUS and this process's pid. It returns nil for the rest.
+func (d *datagram) quick(v *verb, fields []Field) []byte {
+	if len(fields) == 0 {
+		return v.alone
 	}
-	message := d.encode(v, fields)
-	if len(message) > maxDatagram {
-		return nil, failed("send", address, unix.EMSGSIZE)
-	}
-	return message, nil
-}
-
-// encode puts the verb's own assignments first, STATUS and MAINPID next, and
-// then the other fields in order. Of several with one key the last counts.
-// STATUS is cut, if that helps, to make it maxDatagram bytes.
-func (d *datagram) encode(v *verb, fields []Field) []byte {
-	head, rest := d.head[:0], d.rest[:0]
-	status, mainPID, others := v.status, v.mainPID, false
+	status, mainPID := v.status, v.mainPID
 	for i := range fields {
-		switch f := &fields[i]; f.key {
+		f := &fields[i]
+		switch f.key {
 		case "STATUS":
 			status = f
 		case "MAINPID":
 			mainPID = f
 		default:
-			others = true
+			return nil
 		}
 	}
-	for i := range v.own {
-		f := &v.own[i]
-		if others {
-			f = last(f.key, f, fields)
+	if v.opening == nil || status == nil || len(status.text) > maxDatagram/2 || plain(status.text) < len(status.text) {
+		return nil
+	}
+	b := append(d.head[:0], v.opening...)
+	b = append(b, status.text...)
+	if mainPID == nil {
+		return append(b, '\n')
+	}
+	if mainPID.number != int64(pid) {
+		return nil
+	}
+	return append(b, afterStatus...)
+}
+
+// afterStatus ends the line of STATUS and says this process's pid.
+var afterStatus = []byte("\nMAINPID=" + strconv.Itoa(pid) + "\n")
+
+// build encodes the verb's own assignments first, STATUS and MAINPID next, and
+// then the other fields in order. Of several with one key the last counts.
+// STATUS is cut, if that helps, to make it maxDatagram bytes. The result is d's
+// memory, but for what is too long.
+func (d *datagram) build(address string, v *verb, fields []Field) ([]byte, error) {
+	status, mainPID := v.status, v.mainPID
+	for i := range fields {
+		f := &fields[i]
+		if f.invalid || f.key == "" {
+			return nil, failed("field", strconv.Quote(f.key), unix.EINVAL)
 		}
-		head = appendField(head, f)
+		switch f.key {
+		case "STATUS":
+			status = f
+		case "MAINPID":
+			mainPID = f
+		}
 	}
-	if mainPID != nil {
-		rest = appendField(rest, mainPID)
-	}
-	if others {
-		rest = appendOthers(rest, v, fields)
-	}
+	head := appendOwn(d.head[:0], v, fields)
+	rest := appendRest(d.rest[:0], mainPID, v, fields)
 	if room := maxDatagram - len(rest) - len("\n"); status != nil && len(head)+len("STATUS=") <= room {
 		head = append(head, "STATUS="...)
 		head = appendText(head, status.text, room)
 		head = append(head, '\n')
 	}
-	return append(head, rest...)
+	head = append(head, rest...)
+	if len(head) > maxDatagram {
+		return nil, failed("send", address, unix.EMSGSIZE)
+	}
+	return head, nil
 }
 
-// appendOthers appends what has no place of its own.
-func appendOthers(b []byte, v *verb, fields []Field) []byte {
+// appendOwn appends the verb's own assignments.
+func appendOwn(b []byte, v *verb, fields []Field) []byte {
+	for i := range v.own {
+		f := &v.own[i]
+		b = appendField(b, last(f.key, f, fields))
+	}
+	return b
+}
+
+// appendRest appends what follows STATUS: MAINPID, if any, and what has no place
+// of its own.
+func appendRest(b []byte, mainPID *Field, v *verb, fields []Field) []byte {
+	if mainPID != nil {
+		b = appendField(b, mainPID)
+	}
 	for i := range fields {
 		f := &fields[i]
-		own := f.key == "STATUS" || f.key == "MAINPID" || last(f.key, nil, v.own) != nil
-		if !own && last(f.key, f, fields[i+1:]) == f {
+		placed := f.key == "STATUS" || f.key == "MAINPID" || last(f.key, nil, v.own) != nil
+		if !placed && last(f.key, f, fields[i+1:]) == f {
 			b = appendField(b, f)
 		}
 	}
@@ -420,19 +448,12 @@ func appendText(b []byte, text string, end int) []byte {
 // to look at.
 func plain(text string) int {
 	for i := range len(text) {
-		if !plainBytes[text[i]] {
+		if c := text[i]; c < ' ' || c > '~' || c == '\\' {
 			return i
 		}
 	}
 	return len(text)
 }
-
-var plainBytes = func() (plain [256]bool) {
-	for c := ' '; c <= '~'; c++ {
-		plain[c] = c != '\\'
-	}
-	return plain
-}()
 
 // noncharacter tells whether r is one of the code points that Unicode sets
 // apart for internal use. To systemd they are invalid UTF-8, for which it

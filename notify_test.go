@@ -188,16 +188,18 @@ func TestReloadingTellsTheTime(t *testing.T) {
 		return now.Nano() / 1000
 	}
 	systemd := daemontest.Systemd(t)
-	before := now()
-	if err := daemon.Reloading(daemon.Status("a")); err != nil {
-		t.Fatal(err)
-	}
-	after := now()
-	n := systemd.Next(t.Context())
-	var said int64
-	fmt.Sscanf(string(n.Raw), "RELOADING=1\nMONOTONIC_USEC=%d\n", &said)
-	if want := fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d\nSTATUS=a\n", said); string(n.Raw) != want || said < before || said > after {
-		t.Errorf("%q, want the time from %d to %d", n.Raw, before, after)
+	for range 2 { // connects, and is connected
+		before := now()
+		if err := daemon.Reloading(daemon.Status("a")); err != nil {
+			t.Fatal(err)
+		}
+		after := now()
+		n := systemd.Next(t.Context())
+		var said int64
+		fmt.Sscanf(string(n.Raw), "RELOADING=1\nMONOTONIC_USEC=%d\n", &said)
+		if want := fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d\nSTATUS=a\n", said); string(n.Raw) != want || said < before || said > after {
+			t.Errorf("%q, want the time from %d to %d", n.Raw, before, after)
+		}
 	}
 }
 

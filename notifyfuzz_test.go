@@ -47,6 +47,11 @@ var (
 func FuzzDatagram(f *testing.F) {
 	for verb := range byte(5) {
 		f.Add(verb, []byte{0, 1, 2, 3, 4, 5, 6, 7}, "up\n", "a\\b", "X_A", "c\xff", 7, 5, int64(1999))
+		f.Add(verb, []byte{0, 8}, "serving", "", "", "", 0, 0, int64(0)) // as most do
+		f.Add(verb, []byte{0}, "serving", "", "", "", 0, 0, int64(0))
+		f.Add(verb, []byte{0}, strings.Repeat("long ", 1000), "", "", "", 0, 0, int64(0))
+		f.Add(verb, []byte{0, 5}, "serving", "", "", "", 7, 0, int64(0))
+		f.Add(verb, []byte{8, 3}, "", "", "STATUS", "a\n", 0, 0, int64(0))
 		f.Add(verb, []byte{3, 0}, strings.Repeat("é\\", 2000), "", "STATUS", strings.Repeat(`\`, 2040), 0, -1, int64(-1))
 	}
 	m := openMailbox(f, directory(f)+"/notify")
@@ -84,7 +89,7 @@ func FuzzDatagram(f *testing.F) {
 			say(daemon.Field{}, true, "ERRNO", 5)
 		}
 		for _, step := range plan[:min(len(plan), 20)] {
-			switch step % 8 {
+			switch step % 9 {
 			case 0:
 				say(daemon.Status(status), true, "STATUS", status)
 			case 1:
@@ -101,6 +106,8 @@ func FuzzDatagram(f *testing.F) {
 				say(daemon.Errno(errno), errno >= 0, "ERRNO", errno)
 			case 7:
 				say(daemon.ExtendTimeout(time.Duration(extend)), extend >= 0, "EXTEND_TIMEOUT_USEC", extend/1000)
+			case 8:
+				say(daemon.MainPID(os.Getpid()), true, "MAINPID", os.Getpid())
 			}
 		}
 

@@ -25,7 +25,7 @@ func alwaysTheSame(verb) *verb { return nil }
 
 func notify(<-chan struct{}, time.Duration, *verb, []Field) error { return nil }
 
-func send(<-chan struct{}, string, time.Duration, *verb, []Field) error { return nil }
+func send(<-chan struct{}, time.Duration, string, *verb, []Field) error { return nil }
 
 func monotonic() (usec int64, ok bool) { return 0, false }
 

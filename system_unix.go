@@ -11,11 +11,11 @@ import (
 // What follows is how other Unixes do, as far as they can, what
 // system_linux.go does.
 
-func sendNow(fd int, datagram []byte) error {
+func sendNow(fd int, datagram []byte) unix.Errno {
 	for {
-		err := unix.Send(fd, datagram, unix.MSG_NOSIGNAL)
-		if err != unix.EINTR {
-			return err
+		errno, _ := unix.Send(fd, datagram, unix.MSG_NOSIGNAL).(unix.Errno)
+		if errno != unix.EINTR {
+			return errno
 		}
 	}
 }
