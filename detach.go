@@ -402,6 +402,10 @@ func tellLauncher() error {
 	if !daemonized {
 		return nil
 	}
+	return tellOnce()
+}
+
+func tellOnce() error {
 	self.Lock()
 	defer self.Unlock()
 	if self.told {
