@@ -40,12 +40,21 @@ func Detect() Supervisor {
 	return who
 }
 
-// supervisor is Detect, with the address of systemd's socket.
+// supervisor is Detect, with the address of systemd's socket. Every notification
+// comes by here, which is why it does what getenv does without calling it.
 func supervisor() (who Supervisor, address string) {
-	if getenv("UPSTART_JOB") != "" {
+	job, ok := syscall.Getenv("UPSTART_JOB")
+	if !ok {
+		job = recall("UPSTART_JOB")
+	}
+	if job != "" {
 		return Upstart, ""
 	}
-	if address := getenv("NOTIFY_SOCKET"); address != "" {
+	address, ok = syscall.Getenv("NOTIFY_SOCKET")
+	if !ok {
+		address = recall("NOTIFY_SOCKET")
+	}
+	if address != "" {
 		return Systemd, address
 	}
 	return None, ""
@@ -75,6 +84,11 @@ func getenv(key string) string {
 	if value, ok := syscall.Getenv(key); ok {
 		return value
 	}
+	return recall(key)
+}
+
+// recall returns the value that unsetenv has removed.
+func recall(key string) string {
 	if values := remembered.Load(); values != nil {
 		return (*values)[key]
 	}
