@@ -221,7 +221,7 @@ func TestSystemdWatchesTheProcessThatIsReady(t *testing.T) {
 // still starting when the other, started after it, has run out of time.
 func TestSystemdWaitsLongerForAServiceThatAsks(t *testing.T) {
 	t.Parallel()
-	const service = "Type=notify\nTimeoutStartSec=5"
+	const service = "Type=notify\nTimeoutStartSec=10"
 	m := systemManager(t)
 	u := m.unit(t, "systemd-puppet", service)
 	start := u.begin("start")
@@ -274,7 +274,7 @@ var health struct {
 // other, ready after it, has been killed; then it stops to beat.
 func TestSystemdWatchdogKillsOnlyWhoDoesNotBeat(t *testing.T) {
 	t.Parallel()
-	const service = "Type=notify\nWatchdogSec=4"
+	const service = "Type=notify\nWatchdogSec=8"
 	m := systemManager(t)
 	u := m.unit(t, "systemd-puppet", service)
 	p := u.startReady()
@@ -612,7 +612,7 @@ func (u *unit) staysReady(p *process, status string) {
 
 func TestSystemdTypeForkingTimesOut(t *testing.T) {
 	t.Parallel()
-	u := systemManager(t).unit(t, "systemd-puppet", "Type=forking\nTimeoutStartSec=5")
+	u := systemManager(t).unit(t, "systemd-puppet", "Type=forking\nTimeoutStartSec=10")
 	start := u.begin("start")
 	p := u.process()
 	p.do("ready")

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,8 +36,8 @@ import (
 //	PID 1         builds its root tree and becomes systemd; dies with the keeper
 //
 // All mounts and all other processes live in the namespaces and end with
-// PID 1. A keeper that is killed leaves an empty cgroup, which the next one
-// removes.
+// PID 1. A keeper that is killed leaves the cgroup, with nothing in it that runs,
+// and the next one removes it.
 const (
 	testRoot   = "DAEMON_TEST_ROOT"    // the root tree to boot; default: /
 	testNoSkip = "DAEMON_TEST_NO_SKIP" // not empty: where systemd can't be booted, fail
@@ -54,6 +55,7 @@ const patience = 60 * time.Second
 func init() {
 	programs["systemd-keeper"] = keepSystemd
 	programs["systemd-init"] = becomeSystemd
+	programs["systemd-tests"] = bootAndWait
 	stopSystemd = func() { theMachine.stop() }
 }
 
@@ -575,4 +577,107 @@ func (b *builder) write(path, text string) {
 func (b *builder) bindFile(source, target string) {
 	b.write(target, "")
 	b.mount(source, target, "", unix.MS_BIND, "")
+}
+
+// bootAndWait is what the tests are to the keeper, with one service.
+func bootAndWait() {
+	if skip, err := theMachine.boot(); skip != nil || err != nil {
+		fmt.Println(skip, err)
+		os.Exit(1)
+	}
+	if out, err := theMachine.command("systemd-run", "sleep", "1000").CombinedOutput(); err != nil {
+		fmt.Println(err, string(out))
+		os.Exit(1)
+	}
+	fmt.Println(theMachine.keeper.Process.Pid, theMachine.pid)
+	os.Stdin.Read(make([]byte, 1))
+	panic("as a test may")
+}
+
+func TestSystemdLeavesNothingBehindHoweverTheTestsEnd(t *testing.T) {
+	bootSystemd(t) // where that can be done
+	mount, err := cgroup2()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		end    string
+		signal syscall.Signal
+	}{
+		{"panic", 0},
+		{"interrupt", unix.SIGINT},
+		{"termination", unix.SIGTERM},
+		{"quit", unix.SIGQUIT},
+		{"kill", unix.SIGKILL},
+		{"kill of the keeper", unix.SIGKILL},
+	} {
+		t.Run(test.end, func(t *testing.T) {
+			tests := program(t, "systemd-tests")
+			tests.Env = append(tests.Env, testRoot+"="+rootTree())
+			stdin, err := tests.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			stdout, err := tests.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tests.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer tests.Wait()
+			defer tests.Process.Kill()
+			stdout.(*os.File).SetReadDeadline(time.Now().Add(2 * patience))
+			var keeper, systemd int
+			if _, err := fmt.Fscan(stdout, &keeper, &systemd); err != nil {
+				t.Fatalf("it has booted no systemd: %v", err)
+			}
+			namespace, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", systemd))
+			cgroup := filepath.Join(mount, cgroupName(keeper))
+			if found := left(namespace, cgroup); len(found) < 3 || cgroup == mount {
+				t.Fatalf("with systemd and a service there are only %q", found)
+			}
+
+			switch test.end {
+			case "panic":
+				stdin.Close()
+			case "kill of the keeper":
+				unix.Kill(keeper, test.signal)
+				tests.Process.Kill()
+			default:
+				tests.Process.Signal(test.signal)
+			}
+			for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+				found := left(namespace, cgroup)
+				if test.end == "kill of the keeper" && slices.Equal(found, []string{cgroup}) {
+					removeStaleCgroups(mount) // as the next boot does
+					found = left(namespace, cgroup)
+				}
+				if len(found) == 0 && cgroupName(keeper) != filepath.Base(cgroup) {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("left are %q, and the keeper is %q", found, cgroupName(keeper))
+				}
+			}
+			mounts, err := os.ReadFile("/proc/self/mountinfo")
+			if err != nil || bytes.Contains(mounts, []byte(" /tmp/root")) {
+				t.Errorf("mounted are, %v:\n%s", err, mounts)
+			}
+		})
+	}
+}
+
+// left is what runs in the PID namespace, and the cgroup if it is there.
+func left(namespace, cgroup string) (found []string) {
+	links, _ := filepath.Glob("/proc/[0-9]*/ns/pid")
+	for _, link := range links {
+		if target, err := os.Readlink(link); err == nil && target == namespace {
+			found = append(found, link)
+		}
+	}
+	if _, err := os.Stat(cgroup); err == nil {
+		found = append(found, cgroup)
+	}
+	return found
 }

@@ -53,5 +53,6 @@
 // of the binary may be initialized there too, as in every process that a test
 // starts from its own binary: that should do no work.
 //
-// The package works on Linux, with /proc mounted, and is empty elsewhere.
+// The package works on Linux, with /proc mounted, and is empty elsewhere: a file
+// of tests that use it is called …_linux_test.go.
 package daemontest

@@ -357,6 +357,7 @@ func TestJobThatIsNotRespawned(t *testing.T) {
 			go func() {
 				defer cancel()
 				j.printed.wait(t.Context(), func(text []byte) bool { return bytes.Contains(text, []byte("a word")) })
+				j.parent.find(t.Context(), func(r report) bool { return r.Old == j.PID && r.Event == hasStarted })
 			}()
 			j.Respawn(ctx)
 		}, "has not stopped itself", "canceled", "in state", "a word")
