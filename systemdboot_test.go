@@ -309,6 +309,9 @@ func cgroupName(pid int) string {
 		return ""
 	}
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if fields[0] == "Z" { // dead, and whoever adopted it has not waited for it
+		return ""
+	}
 	return fmt.Sprintf("daemon-test.%d.%s", pid, fields[19]) // starttime, proc(5)
 }
 
