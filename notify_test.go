@@ -84,7 +84,7 @@ func TestNotificationsAreByteForByte(t *testing.T) {
 		{"no time", notify, fields{daemon.ExtendTimeout(0)}, "EXTEND_TIMEOUT_USEC=0\n"},
 		{"less than a microsecond", notify, fields{daemon.ExtendTimeout(1999)}, "EXTEND_TIMEOUT_USEC=1\n"},
 		{"all time", notify, fields{daemon.ExtendTimeout(math.MaxInt64)}, "EXTEND_TIMEOUT_USEC=9223372036854775\n"},
-		{"greatest pid", notify, fields{daemon.MainPID(math.MaxInt)}, "MAINPID=9223372036854775807\n"},
+		{"greatest pid", notify, fields{daemon.MainPID(math.MaxInt)}, fmt.Sprintf("MAINPID=%d\n", math.MaxInt)},
 		{"keys", notify, fields{daemon.Set("A", ""), daemon.Set("_", "="), daemon.Set("A_Z09", " a b "), daemon.Set("BARRIER2", "1"), daemon.Set("FDPOLL", "0")},
 			"A=\n_==\nA_Z09= a b \nBARRIER2=1\nFDPOLL=0\n"},
 		{"backslashes", notify, fields{daemon.Set("X_A", `\a\\`), daemon.Status(`C:\`), daemon.BusError(`\`)}, `STATUS=C:\\` + "\n" + `X_A=\\a\\\\` + "\n" + `BUSERROR=\\` + "\n"},
