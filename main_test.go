@@ -1,9 +1,12 @@
 package daemon_test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"testing"
 )
 
@@ -23,6 +26,10 @@ var t *testing.T
 func TestMain(m *testing.M) {
 	name, ok := os.LookupEnv(testProgram)
 	if !ok {
+		flag.Parse()
+		if p := flag.Lookup("test.parallel").Value; p.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
+			p.Set("8") // what they do most is wait for processes
+		}
 		code := m.Run()
 		stopSystemd()
 		os.Exit(code)

@@ -5,6 +5,7 @@ package daemon_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -161,9 +162,11 @@ func TestReadyDoesNotWaitLongForAReceiverThatHasRemovedItsSocket(t *testing.T) {
 	c.endsWell(m)
 }
 
+var notifyPatience = flag.Bool("notify.patience", false, "wait the 90 seconds after which Ready gives up")
+
 func TestReadyGivesUpAfterNinetySeconds(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes 90 s")
+	if !*notifyPatience {
+		t.Skip("takes 90 s: -notify.patience")
 	}
 	t.Parallel()
 	c, m, sent := startFull(t, "notify-patient", false)
