@@ -39,7 +39,7 @@ type verb struct {
 	opening []byte // own, up to the text of STATUS
 }
 
-// alwaysTheSame is for a verb without a field that changes.
+// alwaysTheSame is for a verb of which nothing changes.
 func alwaysTheSame(v verb) *verb {
 	var d datagram
 	alone, _ := d.build("", &v, nil)
@@ -47,8 +47,6 @@ func alwaysTheSame(v verb) *verb {
 	v.opening = append(appendOwn(nil, &v, nil), "STATUS="...)
 	return &v
 }
-
-var barrierVerb = alwaysTheSame(verb{own: []Field{{key: "BARRIER", text: "1"}}})
 
 // Barrier returns when the receiver has let go of the barrier, a descriptor
 // sent with BARRIER=1: systemd closes it once it has handled all that this
@@ -68,7 +66,8 @@ func Barrier(ctx context.Context) error {
 		return failed("barrier", address, err)
 	}
 	defer unix.Close(r)
-	err = deliver(ctx.Done(), unlimited, address, barrierVerb, nil, []int{w})
+	v := &verb{own: []Field{{key: "BARRIER", text: "1"}}}
+	err = deliver(ctx.Done(), unlimited, address, v, nil, []int{w})
 	unix.Close(w)
 	letGo := false
 	for err == nil && !letGo && ctx.Err() == nil {
@@ -118,11 +117,11 @@ const pollInterval = 100 * time.Millisecond
 // send sends one datagram. Where there is nothing unusual about it, that takes
 // little more than the system call.
 func send(done <-chan struct{}, limit time.Duration, address string, v *verb, fields []Field) error {
-	n := &notifier
-	n.Lock()
-	encoded := n.datagram.quick(v, fields)
-	sent := encoded != nil && n.socket.peer == address && sendNow(n.socket.fd, encoded) == 0
-	n.Unlock()
+	notifier.Lock()
+	s := &notifier.socket
+	encoded := notifier.datagram.quick(v, fields)
+	sent := encoded != nil && s.peer == address && sendNow(s.fd, encoded) == 0
+	notifier.Unlock()
 	if sent {
 		return nil
 	}
@@ -206,34 +205,34 @@ type socket struct {
 	peer string // whom it is connected to; "": nobody
 }
 
-// send connects the socket where it is the first time, or the receiver is gone,
-// or the descriptor.
-func (s *socket) send(address string, datagram []byte, rights []int) error {
+// send connects the socket where it is the first time, or the address is
+// another, or the receiver is gone, or the descriptor.
+func (s *socket) send(address string, encoded []byte, rights []int) error {
 	// A stranger that has the number now, against all odds, gets no descriptor.
-	if s.peer == address && (rights == nil || s.ours()) {
-		if err := sendTo(s.fd, datagram, rights); err == nil || full(err) {
+	if s.peer == address && (len(rights) == 0 || s.ours()) {
+		if err := sendTo(s.fd, encoded, rights); err == nil || full(err) {
 			return err
 		}
 	}
 	if err := s.connect(address); err != nil {
 		return err
 	}
-	err := sendTo(s.fd, datagram, rights)
+	err := sendTo(s.fd, encoded, rights)
 	if err != nil && !full(err) {
 		return failed("send", address, err)
 	}
 	return err
 }
 
-func sendTo(fd int, datagram []byte, rights []int) error {
+func sendTo(fd int, encoded []byte, rights []int) error {
 	if len(rights) == 0 {
-		if errno := sendNow(fd, datagram); errno != 0 {
+		if errno := sendNow(fd, encoded); errno != 0 {
 			return errno
 		}
 		return nil
 	}
 	for {
-		err := unix.Sendmsg(fd, datagram, unix.UnixRights(rights...), nil, unix.MSG_NOSIGNAL)
+		err := unix.Sendmsg(fd, encoded, unix.UnixRights(rights...), nil, unix.MSG_NOSIGNAL)
 		if err != unix.EINTR {
 			return err
 		}
@@ -297,10 +296,12 @@ func (d *datagram) quick(v *verb, fields []Field) []byte {
 	status, mainPID := v.status, v.mainPID
 	for i := range fields {
 		f := &fields[i]
-		switch f.key {
-		case "STATUS":
+		switch {
+		case f.invalid:
+			return nil
+		case f.key == "STATUS":
 			status = f
-		case "MAINPID":
+		case f.key == "MAINPID":
 			mainPID = f
 		default:
 			return nil
@@ -325,8 +326,8 @@ var afterStatus = []byte("\nMAINPID=" + strconv.Itoa(pid) + "\n")
 
 // build encodes the verb's own assignments first, STATUS and MAINPID next, and
 // then the other fields in order. Of several with one key the last counts.
-// STATUS is cut, if that helps, to make it maxDatagram bytes. The result is d's
-// memory, but for what is too long.
+// STATUS is cut, if that helps, to make it maxDatagram bytes. Only what is too
+// long takes other memory than d.
 func (d *datagram) build(address string, v *verb, fields []Field) ([]byte, error) {
 	status, mainPID := v.status, v.mainPID
 	for i := range fields {

@@ -51,6 +51,8 @@ func FuzzDatagram(f *testing.F) {
 		f.Add(verb, []byte{0}, "serving", "", "", "", 0, 0, int64(0))
 		f.Add(verb, []byte{0}, strings.Repeat("long ", 1000), "", "", "", 0, 0, int64(0))
 		f.Add(verb, []byte{0, 5}, "serving", "", "", "", 7, 0, int64(0))
+		f.Add(verb, []byte{3, 0, 8}, "ok", "", "STATUS", "a\n", 0, 0, int64(0))
+		f.Add(verb, []byte{5, 8, 0}, "ok", "", "", "", 0, 0, int64(0))
 		f.Add(verb, []byte{8, 3}, "", "", "STATUS", "a\n", 0, 0, int64(0))
 		f.Add(verb, []byte{3, 0}, strings.Repeat("é\\", 2000), "", "STATUS", strings.Repeat(`\`, 2040), 0, -1, int64(-1))
 	}

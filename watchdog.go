@@ -116,7 +116,7 @@ func (w *watchdog) report(done <-chan struct{}, result error) {
 	switch {
 	case result != nil:
 		w.complained = true
-		_ = notify(done, brief, &verb{}, []Field{Status(result.Error())})
+		_ = notify(done, brief, notifyVerb, []Field{Status(result.Error())})
 	case w.complained:
 		// Sent together, so that neither gets through alone.
 		err := notify(done, brief, heartbeatVerb, []Field{Status("")})
