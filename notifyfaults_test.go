@@ -345,9 +345,9 @@ func notifyFromGoroutines() {
 			for i := range each {
 				status, fill := ithOf(goroutine, i)
 				try(daemon.Ready(daemon.Status(status), daemon.Set("X_FILL", fill)))
-				if i%2 == 0 { // these go out without the lock
+				if i%2 == 0 { // these are encoded already; they are patient, as one of 64 must be
 					try(daemon.Ready())
-					try(daemon.Heartbeat())
+					try(daemon.Stopping())
 				}
 			}
 		})
@@ -366,7 +366,7 @@ func TestNotificationsOfManyGoroutinesArriveWholeAndInOrder(t *testing.T) {
 	c := start(t, "notify-goroutines", m.address)
 	pid := fmt.Sprintf("MAINPID=%d\n", c.pid())
 	var count [goroutines]int
-	always := map[string]int{"READY=1\nSTATUS=ready\n" + pid: goroutines * each / 2, "WATCHDOG=1\n": goroutines * each / 2}
+	always := map[string]int{"READY=1\nSTATUS=ready\n" + pid: goroutines * each / 2, "STOPPING=1\n": goroutines * each / 2}
 	for range goroutines * each * 2 {
 		got := m.next()
 		if always[got] > 0 {
