@@ -52,8 +52,8 @@ func WatchdogTimeout() (time.Duration, error) {
 // always. Where healthy returns an error the beat is left out and the error
 // shown as STATUS, which the next success clears; it is called again after an
 // eighth of the timeout then. Where it blocks there is no beat either, and the
-// supervisor restarts the service. A beat that cannot be
-// sent is no reason to stop: the next one may get through.
+// supervisor restarts the service. A beat that cannot be sent is no reason to
+// stop: the next one may get through.
 //
 // It returns nil when ctx ends, even while healthy blocks, and at once where
 // the watchdog is off; a malformed environment is the one error (see
