@@ -249,7 +249,8 @@ func TestTypedTextIsRead(t *testing.T) {
 
 func TestKeysSendSignals(t *testing.T) {
 	for key, signal := range map[string]syscall.Signal{"\x03": unix.SIGINT, "\x1c": unix.SIGQUIT} {
-		s := StartShell(t, shell("ulimit -c 0; sleep 60"))
+		s := StartShell(t, shell("ulimit -c 0; echo up; exec sleep 60"))
+		s.Expect(t.Context(), "up\n") // in the foreground
 		s.Type(key)
 		if d := s.Prompt(t.Context()); !d.Status.Signaled() || d.Status.Signal() != signal {
 			t.Errorf("%q: %s", key, describe(d.Status))
