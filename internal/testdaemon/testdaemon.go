@@ -1,0 +1,301 @@
+//go:build linux
+
+// Package testdaemon starts the daemons that the tests are about, and talks to
+// them. They are the programs of the command in its directory programs, which
+// each test process builds once: a test binary neither detaches nor stops.
+//
+// A package of tests that uses it has
+//
+//	func TestMain(m *testing.M) { os.Exit(testdaemon.Run(m)) }
+package testdaemon
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-10280e03/daemon/internal/testdaemon/agreed"
+	"golang.org/x/sys/unix"
+)
+
+// Patience is how long anything may take that should happen at all. Other work
+// may have the processors meanwhile.
+const Patience = 60 * time.Second
+
+// Run runs the tests, and removes what they have built and booted.
+func Run(m *testing.M) (code int) {
+	flag.Parse()
+	if p := flag.Lookup("test.parallel").Value; p.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
+		p.Set("8") // what they do most is wait for processes
+	}
+	code = m.Run()
+	for _, do := range slices.Backward(atExit.list) {
+		do()
+	}
+	return code
+}
+
+var atExit struct {
+	sync.Mutex
+	list []func()
+}
+
+// AtExit has Run call do after all tests, the last that was given first.
+func AtExit(do func()) {
+	atExit.Lock()
+	defer atExit.Unlock()
+	atExit.list = append(atExit.list, do)
+}
+
+// Program returns the command that runs one of the programs, in an environment
+// without a supervisor.
+func Program(t testing.TB, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(Binary(t), args...)
+	cmd.Env = append(BareEnvironment(), agreed.Program+"="+name)
+	return cmd
+}
+
+// Again returns the command that starts this test binary once more, for one of
+// its tests.
+func Again(t testing.TB, test string) *exec.Cmd {
+	t.Helper()
+	Binary(t) // which it need not build again
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-test.run=^"+test+"$")
+	cmd.Env = append(BareEnvironment(), binaryVariable+"="+os.Getenv(binaryVariable))
+	return cmd
+}
+
+// Binary returns the path of the file that has all programs.
+func Binary(t testing.TB) string {
+	t.Helper()
+	path, err := build()
+	if errors.Is(err, exec.ErrNotFound) {
+		SkipUnlessForbidden(t, "no go command: "+err.Error())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// binaryVariable names the file in the environment of a test process that is
+// started by another.
+const binaryVariable = "DAEMON_TEST_BINARY"
+
+// build makes the file as this test binary was made. Everybody may execute it.
+var build = sync.OnceValues(func() (path string, err error) {
+	if path = os.Getenv(binaryVariable); path != "" {
+		return path, nil
+	}
+	dir, err := os.MkdirTemp("", "daemon-test")
+	if err != nil {
+		return "", err
+	}
+	AtExit(func() { os.RemoveAll(dir) })
+	path = filepath.Join(dir, "programs")
+	args := []string{"build", "-o", path}
+	env := append(os.Environ(), "GOOS="+runtime.GOOS, "GOARCH="+runtime.GOARCH)
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, setting := range info.Settings {
+			switch {
+			case setting.Key == "-race" && setting.Value == "true":
+				args = append(args, "-race")
+			case setting.Key == "CGO_ENABLED":
+				env = append(env, setting.Key+"="+setting.Value)
+			}
+		}
+	}
+	cmd := exec.Command("go", append(args, "github.com/seed-10280e03/daemon/internal/testdaemon/programs")...)
+	cmd.Env = env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+	}
+	os.Setenv(binaryVariable, path)
+	return path, errors.Join(os.Chmod(dir, 0o755), os.Chmod(path, 0o755))
+})
+
+// BareEnvironment returns this process's environment without what a supervisor
+// may have left in it.
+func BareEnvironment() []string {
+	bare := []string{"GORACE=atexit_sleep_ms=0"} // a second otherwise, at each exit
+	for _, key := range []string{"PATH", "HOME", "TMPDIR", "TERM", "LANG", "GOCOVERDIR"} {
+		if value, ok := os.LookupEnv(key); ok {
+			bare = append(bare, key+"="+value)
+		}
+	}
+	return bare
+}
+
+// Rounds returns how often a test does what one time can't prove: with -short
+// less often.
+func Rounds(n int) int {
+	if testing.Short() {
+		return n / 5
+	}
+	return n
+}
+
+const noSkip = "DAEMON_TEST_NO_SKIP" // not empty: what can't be tested here fails
+
+// SkipUnlessForbidden skips a test for what this machine lacks.
+func SkipUnlessForbidden(t testing.TB, reason string) {
+	t.Helper()
+	if os.Getenv(noSkip) != "" {
+		t.Fatalf("%s (%s forbids to skip the test)", reason, noSkip)
+	}
+	t.Skip(reason)
+}
+
+// MustBeRoot skips a test that an ordinary user can't do.
+func MustBeRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		SkipUnlessForbidden(t, "needs root")
+	}
+}
+
+// Alone waits until no other test that calls it is under way, in whatever test
+// process of this module. For those that keep the whole machine busy, or have
+// deadlines that suffer from it.
+func Alone(t testing.TB) {
+	t.Helper()
+	release, err := lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(release)
+}
+
+// AloneUntilExit is Alone for the rest of the test process.
+func AloneUntilExit(t testing.TB) {
+	t.Helper()
+	release, err := lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	AtExit(release)
+}
+
+// lock takes a lock on the module's directory, which ends with the process too.
+func lock() (release func(), err error) {
+	root, err := Root()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+	}
+	return func() { dir.Close() }, err
+}
+
+// Root returns the module's directory, above that of the running test.
+func Root() (dir string, err error) {
+	dir, err = os.Getwd()
+	for err == nil {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", errors.New("no go.mod above the working directory")
+		}
+		dir = filepath.Dir(dir)
+	}
+	return dir, err
+}
+
+// Directory makes one with a path short enough for a socket.
+func Directory(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "daemon")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// Memory makes a file that is in no directory.
+func Memory(t testing.TB, content string) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate("daemon-test", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fd), content)
+	t.Cleanup(func() { file.Close() })
+	if _, err := file.WriteString(content); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// Wrap has another program run the command, which is added to its arguments.
+func Wrap(cmd *exec.Cmd, argv ...string) *exec.Cmd {
+	wrapped := exec.Command(argv[0], slices.Concat(argv[1:], []string{cmd.Path}, cmd.Args[1:])...)
+	wrapped.Env, wrapped.Dir, wrapped.ExtraFiles = cmd.Env, cmd.Dir, cmd.ExtraFiles
+	return wrapped
+}
+
+// UnderShell has a shell run a script, where "$@" is the command.
+func UnderShell(cmd *exec.Cmd, script string) *exec.Cmd { return Wrap(cmd, "sh", "-c", script, "sh") }
+
+// InNamespaces has unshare(1) run the command, with rights to do so.
+func InNamespaces(t testing.TB, cmd *exec.Cmd, flags ...string) *exec.Cmd {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		flags = append([]string{"--user", "--map-root-user"}, flags...)
+	}
+	if out, err := exec.Command("unshare", append(flags, "true")...).CombinedOutput(); err != nil {
+		SkipUnlessForbidden(t, fmt.Sprintf("unshare %v: %v: %s", flags, err, out))
+	}
+	return Wrap(cmd, append([]string{"unshare"}, flags...)...)
+}
+
+// Nobody is the id of a user who owns nothing.
+const Nobody = 65534
+
+// AsNobody has that user run the command, also where the file is in a directory
+// that only root may enter: it is passed as the first descriptor after those
+// that the command is to have.
+func AsNobody(t testing.TB, cmd *exec.Cmd) *exec.Cmd {
+	t.Helper()
+	file, err := os.Open(cmd.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	cmd.Path = fmt.Sprintf("/proc/self/fd/%d", 3+len(cmd.ExtraFiles))
+	cmd.ExtraFiles = append(cmd.ExtraFiles, file)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: Nobody, Gid: Nobody}}
+	return cmd
+}
+
+// WaitUntil waits for a condition that nobody tells of.
+func WaitUntil(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(Patience); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
