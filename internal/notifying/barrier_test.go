@@ -1,6 +1,6 @@
 //go:build linux
 
-package daemon_test
+package notifying_test
 
 import (
 	"context"
@@ -16,57 +16,9 @@ import (
 
 	"github.com/seed-10280e03/daemon"
 	"github.com/seed-10280e03/daemon/daemontest"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
 	"golang.org/x/sys/unix"
 )
-
-func init() {
-	programs["barrier-holder"] = func() {
-		_, err := takeBarrier(3) // inherited
-		try(err)
-		fmt.Println("taken")
-		awaitLine()
-	}
-}
-
-// takeBarrier waits for a barrier and returns its descriptor.
-func takeBarrier(socket int) (fd int, err error) {
-	var data, control [5000]byte
-	n, size, _, _, err := unix.Recvmsg(socket, data[:], control[:], unix.MSG_CMSG_CLOEXEC)
-	for err == unix.EINTR {
-		n, size, _, _, err = unix.Recvmsg(socket, data[:], control[:], unix.MSG_CMSG_CLOEXEC)
-	}
-	if err != nil {
-		return -1, err
-	}
-	messages, err := unix.ParseSocketControlMessage(control[:size])
-	if err != nil || len(messages) != 1 {
-		return -1, fmt.Errorf("%q has %d control messages (%w)", data[:n], len(messages), err)
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if string(data[:n]) != "BARRIER=1\n" || err != nil || len(fds) != 1 {
-		return -1, fmt.Errorf("%q has %d descriptors (%w)", data[:n], len(fds), err)
-	}
-	return fds[0], nil
-}
-
-// takeBarrier also waits a while, for one that would not wait for the answer.
-func (m *mailbox) takeBarrier() (fd int) {
-	m.t.Helper()
-	m.wait()
-	fd, err := takeBarrier(m.fd)
-	if err != nil {
-		m.t.Error(err)
-	}
-	time.Sleep(20 * time.Millisecond)
-	return fd
-}
-
-func listenByHand(t *testing.T) *mailbox {
-	t.Helper()
-	m := openMailbox(t, directory(t)+"/notify")
-	t.Setenv("NOTIFY_SOCKET", m.address)
-	return m
-}
 
 // barrierIn is Barrier, which must return before the test has waited too long.
 func barrierIn(ctx context.Context, t *testing.T) error {
@@ -85,21 +37,21 @@ func barrierIn(ctx context.Context, t *testing.T) error {
 func TestBarrierWaitsUntilItIsLetGo(t *testing.T) {
 	for _, test := range []struct {
 		name   string
-		before func(m *mailbox, fd int)
+		before func(m *testdaemon.Mailbox, fd int)
 	}{
-		{"closed", func(*mailbox, int) {}},
-		{"written to and closed", func(_ *mailbox, fd int) {
+		{"closed", func(*testdaemon.Mailbox, int) {}},
+		{"written to and closed", func(_ *testdaemon.Mailbox, fd int) {
 			unix.Write(fd, []byte("what is this?"))
 			time.Sleep(20 * time.Millisecond) // for one that would be content with it
 		}},
-		{"socket closed first", func(m *mailbox, _ int) { m.close() }},
+		{"socket closed first", func(m *testdaemon.Mailbox, _ int) { m.Close() }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			m := listenByHand(t)
+			m := testdaemon.ListenByHand(t)
 			var handled atomic.Bool
 			var receiver sync.WaitGroup
 			receiver.Go(func() {
-				fd := m.takeBarrier()
+				fd := m.TakeBarrier()
 				test.before(m, fd)
 				handled.Store(true)
 				unix.Close(fd)
@@ -133,12 +85,12 @@ func TestBarrierComesAfterWhatWasSaid(t *testing.T) {
 
 func TestBarrierEndsWithTheReceiver(t *testing.T) {
 	t.Run("that has not read it", func(t *testing.T) {
-		m := listenByHand(t)
+		m := testdaemon.ListenByHand(t)
 		var receiver sync.WaitGroup
 		receiver.Go(func() {
-			m.wait()
+			m.Wait()
 			time.Sleep(20 * time.Millisecond) // for one that would not wait
-			m.close()
+			m.Close()
 		})
 		if err := barrierIn(t.Context(), t); err != nil {
 			t.Error(err)
@@ -146,18 +98,18 @@ func TestBarrierEndsWithTheReceiver(t *testing.T) {
 		receiver.Wait()
 	})
 	t.Run("that is killed", func(t *testing.T) {
-		m := listenByHand(t)
-		socket := os.NewFile(uintptr(m.fd), m.address)
-		m.fd = -1
-		cmd := program(t, "barrier-holder")
+		m := testdaemon.ListenByHand(t)
+		socket := os.NewFile(uintptr(m.FD), m.Address)
+		m.FD = -1
+		cmd := testdaemon.Program(t, "barrier-holder")
 		cmd.ExtraFiles = []*os.File{socket}
-		c := startCommand(t, cmd)
+		c := testdaemon.StartCommand(t, cmd)
 		socket.Close()
 		killed := make(chan struct{})
 		go func() {
 			defer close(killed)
-			c.says("taken")
-			c.cmd.Process.Kill()
+			c.Says("taken")
+			c.Cmd.Process.Kill()
 		}()
 		if err := barrierIn(t.Context(), t); err != nil {
 			t.Error(err)
@@ -189,25 +141,25 @@ func TestBarrierEndsWithItsContext(t *testing.T) {
 		{"cancellation", cancellation, context.Canceled},
 		{"at once", canceled, context.Canceled},
 	} {
-		check := func(t *testing.T, m *mailbox) {
+		check := func(t *testing.T, m *testdaemon.Mailbox) {
 			t.Helper()
 			ctx, cancel := test.ctx(t)
 			defer cancel()
 			err := barrierIn(ctx, t)
-			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), m.address) {
-				t.Errorf("%v, want %v of %s", err, test.want, m.address)
+			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), m.Address) {
+				t.Errorf("%v, want %v of %s", err, test.want, m.Address)
 			}
 		}
-		t.Run(test.name, func(t *testing.T) { check(t, listenByHand(t)) })
+		t.Run(test.name, func(t *testing.T) { check(t, testdaemon.ListenByHand(t)) })
 		t.Run(test.name+" with a full queue", func(t *testing.T) {
-			m := listenByHand(t)
-			sent := m.fill()
+			m := testdaemon.ListenByHand(t)
+			sent := m.Fill()
 			check(t, m)
-			m.drain(sent)
+			m.Drain(sent)
 			if err := daemon.Heartbeat(); err != nil {
 				t.Fatal(err)
 			}
-			if got := m.next(); got != "WATCHDOG=1\n" {
+			if got := m.Next(); got != "WATCHDOG=1\n" {
 				t.Errorf("%q", got)
 			}
 		})
@@ -227,11 +179,11 @@ func TestBarriersLeakNothing(t *testing.T) {
 		}
 	}
 	barriers(1)
-	descriptors, routines := openDescriptors(t), runtime.NumGoroutine()
+	descriptors, routines := testdaemon.OpenDescriptors(t), runtime.NumGoroutine()
 	barriers(1000)
-	hears(t, systemd, nil, "")
+	testdaemon.Hears(t, systemd, nil, "")
 	eventually(t, "goroutines", routines, runtime.NumGoroutine)
-	eventually(t, "descriptors", descriptors, func() int { return openDescriptors(t) })
+	eventually(t, "descriptors", descriptors, func() int { return testdaemon.OpenDescriptors(t) })
 }
 
 // eventually waits until there are no more of something than before.

@@ -1,6 +1,6 @@
 //go:build linux
 
-package daemon_test
+package chaos_test
 
 import (
 	"bufio"
@@ -19,7 +19,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/seed-10280e03/daemon"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
+	"github.com/seed-10280e03/daemon/internal/testdaemon/agreed"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,62 +33,17 @@ var (
 )
 
 const (
-	chaosMark     = "DAEMON_TEST_CHAOS" // names the round in its processes' environment
 	chaosAtOnce   = 6
 	chaosMaxDelay = 300 * time.Millisecond
 )
 
-func init() {
-	programs["chaos"] = chaosDaemon
-	if _, ok := os.LookupEnv(chaosMark); ok {
-		chaosSay("begun") // package daemon's init is over
-	}
-}
-
-// chaosDaemon calls Ready after a while, and before that Detach or not.
-func chaosDaemon() {
-	chaosSay("main")
-	if os.Args[1] == "Detach" {
-		chaosMust(daemon.Detach())
-	}
-	delay, err := time.ParseDuration(os.Args[2])
-	chaosMust(err)
-	time.Sleep(delay)
-	chaosSay("calling")
-	chaosMust(daemon.Ready())
-	chaosSay("ready")
-	// Until it is killed, or the test is, which has the pipe's other end.
-	for err = unix.EINTR; err == unix.EINTR; {
-		_, err = unix.Poll([]unix.PollFd{{Fd: 3}}, -1)
-	}
-}
-
-func chaosMust(err error) {
-	if err != nil {
-		chaosSay("failed")
-		os.Exit(3)
-	}
-}
-
-// chaosSay tells the test how far this process is, through a pipe that every
-// process of a round has from its caller.
-func chaosSay(stage string) {
-	_, _ = unix.Write(3, fmt.Appendln(nil, stage, os.Getpid(), chaosClock()))
-}
-
-// chaosClock can be compared between processes.
-func chaosClock() int64 {
-	var now unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
-	return now.Nano()
-}
-
 func TestDetachTellsNoLieWhoeverIsKilled(t *testing.T) {
+	testdaemon.Alone(t)
 	seed := *chaosSeed
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	rounds := rounds(*chaosRounds)
+	rounds := testdaemon.Rounds(*chaosRounds)
 	t.Logf("to repeat it: -chaos.rounds=%d -chaos.seed=%d", rounds, seed)
 
 	// Orphans become this process's children: it can tell then, wherever it
@@ -164,7 +120,7 @@ func newChaosRound(t *testing.T, seed uint64, number int) *chaosRound {
 	random := rand.New(rand.NewPCG(seed, uint64(number)))
 	return &chaosRound{
 		t: t, random: random, number: number, dir: t.TempDir(),
-		mark:     fmt.Sprintf("%s=%d.%d.%d", chaosMark, os.Getpid(), seed, number),
+		mark:     fmt.Sprintf("%s=%d.%d.%d", agreed.ChaosMark, os.Getpid(), seed, number),
 		verb:     []string{"Ready", "Detach"}[random.IntN(2)],
 		delay:    time.Duration(random.Float64() * random.Float64() * float64(chaosMaxDelay)),
 		atDaemon: random.IntN(2) == 1,
@@ -186,7 +142,7 @@ func (r *chaosRound) play() {
 		r.judge()
 	}
 	if r.hit != "" && isClosed(r.ended) {
-		r.took = time.Duration(chaosClock() - r.hitAt)
+		r.took = time.Duration(agreed.Clock() - r.hitAt)
 	}
 }
 
@@ -205,9 +161,9 @@ func (r *chaosRound) errorf(format string, args ...any) {
 // await waits for something, and says whether it came.
 func (r *chaosRound) await(what string, done func() bool) bool {
 	r.t.Helper()
-	for deadline := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(testdaemon.Patience); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			r.errorf("not within %v: %s", patience, what)
+			r.errorf("not within %v: %s", testdaemon.Patience, what)
 			return false
 		}
 	}
@@ -229,7 +185,7 @@ func (r *chaosRound) start() error {
 		return err
 	}
 	defer others.Close()
-	r.command = program(r.t, "chaos", r.verb, r.delay.String())
+	r.command = testdaemon.Program(r.t, "chaos", r.verb, r.delay.String())
 	r.command.Env = append(r.command.Env, r.mark, "HOME="+r.dir, "TMPDIR="+r.dir)
 	r.command.Dir, r.command.Stderr, r.command.ExtraFiles = r.dir, others, []*os.File{others}
 	r.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -240,7 +196,7 @@ func (r *chaosRound) start() error {
 	go r.listen(pipe)
 	go func() {
 		_ = r.command.Wait()
-		r.exitAt = chaosClock()
+		r.exitAt = agreed.Clock()
 		close(r.exited)
 	}()
 	return nil
@@ -331,7 +287,7 @@ func (r *chaosRound) strike() {
 		defer victim.Release()
 	}
 	hit := r.where(victim.Pid)
-	r.hitAt = chaosClock()
+	r.hitAt = agreed.Clock()
 	if victim.Signal(r.signal) == nil {
 		r.hit = hit
 	}
@@ -381,8 +337,8 @@ func (r *chaosRound) where(pid int) string {
 }
 
 func isZombie(pid int) bool {
-	s, err := readStat(pid)
-	return err == nil && s.state == "Z"
+	s, err := testdaemon.ReadStat(pid)
+	return err == nil && s.State == "Z"
 }
 
 // chaosStages are the stages' names in the order of chaosDaemon.
@@ -515,8 +471,8 @@ func (r *chaosRound) orphans(options int) error {
 func (r *chaosRound) processes() (pids []int) {
 	first, daemon := r.heard()
 	for _, pid := range procPIDs() {
-		s, err := readStat(pid)
-		if err == nil && (s.group == first.pid || pid == daemon.pid) {
+		s, err := testdaemon.ReadStat(pid)
+		if err == nil && (s.Group == first.pid || pid == daemon.pid) {
 			pids = append(pids, pid)
 		}
 	}

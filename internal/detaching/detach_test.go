@@ -1,6 +1,6 @@
 //go:build linux
 
-package daemon_test
+package detaching_test
 
 import (
 	"errors"
@@ -10,13 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/seed-10280e03/daemon"
 	"github.com/seed-10280e03/daemon/daemontest"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,19 +26,25 @@ import (
 // launcher later; second is the one in which main begins again, the daemon.
 
 // callers start the puppet, each in its way.
-var callers = map[string]func(l *line) caller{
-	"terminal": func(l *line) caller { return l.shell(l.command()) },
-	"pipe":     func(l *line) caller { return l.pipe(l.command()) },
-	"session leader": func(l *line) caller { // as after ssh -t
-		cmd := l.command()
+var callers = map[string]func(l *testdaemon.Line) testdaemon.Caller{
+	"terminal": func(l *testdaemon.Line) testdaemon.Caller { return l.Shell(l.Command()) },
+	"pipe":     func(l *testdaemon.Line) testdaemon.Caller { return l.Pipe(l.Command()) },
+	"session leader": func(l *testdaemon.Line) testdaemon.Caller { // as after ssh -t
+		cmd := l.Command()
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		return l.pipe(cmd)
+		return l.Pipe(cmd)
 	},
-	"input closed":  func(l *line) caller { return l.pipe(underShell(l.command(), `exec "$@" <&-`)) },
-	"output closed": func(l *line) caller { return l.pipe(underShell(l.command(), `exec "$@" >&-`)) },
-	"error closed":  func(l *line) caller { return l.pipe(underShell(l.command(), `exec "$@" 2>&-`)) },
-	"input, output and error closed": func(l *line) caller {
-		return l.pipe(underShell(l.command(), `exec "$@" <&- >&- 2>&-`))
+	"input closed": func(l *testdaemon.Line) testdaemon.Caller {
+		return l.Pipe(testdaemon.UnderShell(l.Command(), `exec "$@" <&-`))
+	},
+	"output closed": func(l *testdaemon.Line) testdaemon.Caller {
+		return l.Pipe(testdaemon.UnderShell(l.Command(), `exec "$@" >&-`))
+	},
+	"error closed": func(l *testdaemon.Line) testdaemon.Caller {
+		return l.Pipe(testdaemon.UnderShell(l.Command(), `exec "$@" 2>&-`))
+	},
+	"input, output and error closed": func(l *testdaemon.Line) testdaemon.Caller {
+		return l.Pipe(testdaemon.UnderShell(l.Command(), `exec "$@" <&- >&- 2>&-`))
 	},
 }
 
@@ -46,28 +53,28 @@ func TestCallerGoesOnOnceTheDaemonIsReady(t *testing.T) {
 	for name, start := range callers {
 		for _, verb := range []string{"ready", "detach"} {
 			t.Run(name+"/"+verb, func(t *testing.T) {
-				l := newLine(t)
+				l := testdaemon.NewLine(t)
 				c := start(l)
-				first := l.process()
-				second := first.detaches(verb)
-				second.do("detach")
-				second.do("say starting")
-				if before, after := first.stat(), second.stat(); before.session != after.session ||
-					before.group != after.group || before.terminal != after.terminal {
+				first := l.Process()
+				second := first.Detaches(verb)
+				second.Do("detach")
+				second.Do("say starting")
+				if before, after := first.Stat(), second.Stat(); before.Session != after.Session ||
+					before.Group != after.Group || before.Terminal != after.Terminal {
 					t.Errorf("the launcher is %+v, the daemon %+v", before, after)
 				}
-				first.mustLive()
+				first.MustLive()
 
-				second.do("ready")
-				if got := c.exit(); got != "exit 0" {
+				second.Do("ready")
+				if got := c.Exit(); got != "exit 0" {
 					t.Errorf("the caller sees %s", got)
 				}
-				if terminal, ok := c.(*shell); ok {
+				if terminal, ok := c.(*testdaemon.Shell); ok {
 					terminal.Hangup()
 				}
-				second.do("say to nobody")
-				second.mustBeDetached()
-				printed := strings.ReplaceAll(c.printed(), "\r", "")
+				second.Do("say to nobody")
+				second.MustBeDetached()
+				printed := strings.ReplaceAll(c.Printed(), "\r", "")
 				if want := "starting\n"; printed != want && !strings.Contains(name, "error") {
 					t.Errorf("printed %q, want %q", printed, want)
 				}
@@ -79,13 +86,13 @@ func TestCallerGoesOnOnceTheDaemonIsReady(t *testing.T) {
 func TestDaemonThatHasClosedItsStandardFilesGetsThemAtReady(t *testing.T) {
 	t.Parallel()
 	for _, numbers := range []string{"0", "1 2", "0 1 2"} {
-		l := newLine(t)
-		c := l.pipe(l.command())
-		second := l.process().detaches("ready")
-		second.do("close " + numbers)
-		second.do("ready")
-		second.mustBeDetached()
-		if got := c.exit(); got != "exit 0" {
+		l := testdaemon.NewLine(t)
+		c := l.Pipe(l.Command())
+		second := l.Process().Detaches("ready")
+		second.Do("close " + numbers)
+		second.Do("ready")
+		second.MustBeDetached()
+		if got := c.Exit(); got != "exit 0" {
 			t.Errorf("%s closed: the caller sees %s", numbers, got)
 		}
 	}
@@ -94,24 +101,24 @@ func TestDaemonThatHasClosedItsStandardFilesGetsThemAtReady(t *testing.T) {
 // Success is said last: whoever sees it finds a daemon.
 func TestDaemonServesThePortItHasBoundBeforeReady(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
+	l := testdaemon.NewLine(t)
 	// All of 127/8 is this machine: nobody else has this address.
 	address := fmt.Sprintf("127.%d.%d.1:4321", 1+os.Getpid()>>8&0x7f, os.Getpid()&0xff)
-	c := l.pipe(l.command())
-	first := l.process()
-	first.do("listen " + address)
-	second := first.detaches("ready")
-	second.do("listen " + address)
-	second.do("ready")
-	c.exit()
+	c := l.Pipe(l.Command())
+	first := l.Process()
+	first.Do("listen " + address)
+	second := first.Detaches("ready")
+	second.Do("listen " + address)
+	second.Do("ready")
+	c.Exit()
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 	answer, err := io.ReadAll(conn)
-	if got := strings.TrimSpace(string(answer)); got != strconv.Itoa(second.pid) {
-		t.Errorf("%s is served by %s (%v), want the daemon %d", address, got, err, second.pid)
+	if got := strings.TrimSpace(string(answer)); got != strconv.Itoa(second.PID) {
+		t.Errorf("%s is served by %s (%v), want the daemon %d", address, got, err, second.PID)
 	}
 }
 
@@ -122,44 +129,44 @@ func TestStaysWhereSomethingHoldsOnToTheProcess(t *testing.T) {
 		orders []string
 	}{
 		"PID 1": {wrap: func(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
-			return inNamespaces(t, cmd, "--pid", "--fork", "--mount-proc")
+			return testdaemon.InNamespaces(t, cmd, "--pid", "--fork", "--mount-proc")
 		}},
 		"under a PID 1": {wrap: func(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
-			return inNamespaces(t, underShell(cmd, `"$@"; exit $?`), "--pid", "--fork", "--mount-proc")
+			return testdaemon.InNamespaces(t, testdaemon.UnderShell(cmd, `"$@"; exit $?`), "--pid", "--fork", "--mount-proc")
 		}},
 		"under a PID 1, without /proc of its own": {wrap: func(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
-			return inNamespaces(t, underShell(cmd, `"$@"; exit $?`), "--pid", "--fork")
+			return testdaemon.InNamespaces(t, testdaemon.UnderShell(cmd, `"$@"; exit $?`), "--pid", "--fork")
 		}},
 		"systemd has executed it": {wrap: func(_ *testing.T, cmd *exec.Cmd) *exec.Cmd {
-			return underShell(cmd, `SYSTEMD_EXEC_PID=$$ exec "$@"`)
+			return testdaemon.UnderShell(cmd, `SYSTEMD_EXEC_PID=$$ exec "$@"`)
 		}},
 		"systemd has executed it, and main has cleared the environment": {wrap: func(_ *testing.T, cmd *exec.Cmd) *exec.Cmd {
-			return underShell(cmd, `SYSTEMD_EXEC_PID=$$ exec "$@"`)
+			return testdaemon.UnderShell(cmd, `SYSTEMD_EXEC_PID=$$ exec "$@"`)
 		}, orders: []string{"unsetenv SYSTEMD_EXEC_PID"}},
 		"Foreground": {orders: []string{"foreground"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := newLine(t)
-			cmd := l.command()
+			l := testdaemon.NewLine(t)
+			cmd := l.Command()
 			if test.wrap != nil {
 				cmd = test.wrap(t, cmd)
 			}
-			c := l.pipe(cmd)
-			p := l.process()
+			c := l.Pipe(cmd)
+			p := l.Process()
 			for _, order := range test.orders {
-				p.do(order)
+				p.Do(order)
 			}
-			before, standard := p.stat(), p.standard()
+			before, standard := p.Stat(), p.Standard()
 			for _, order := range []string{"detach", "ready", "ready", "ready-at-once", "detach"} {
-				p.do(order)
+				p.Do(order)
 			}
-			if after := p.stat(); after.session != before.session || after.parent != before.parent || p.standard() != standard {
-				t.Errorf("it was %+v %q, and is %+v %q", before, standard, after, p.standard())
+			if after := p.Stat(); after.Session != before.Session || after.Parent != before.Parent || p.Standard() != standard {
+				t.Errorf("it was %+v %q, and is %+v %q", before, standard, after, p.Standard())
 			}
-			p.do("say here")
-			p.leaves("exit 7")
-			if got := c.exit(); got != "exit 7" || c.printed() != "here\n" {
-				t.Errorf("the caller sees %s and %q", got, c.printed())
+			p.Do("say here")
+			p.Leaves("exit 7")
+			if got := c.Exit(); got != "exit 7" || c.Printed() != "here\n" {
+				t.Errorf("the caller sees %s and %q", got, c.Printed())
 			}
 		})
 	}
@@ -168,30 +175,30 @@ func TestStaysWhereSomethingHoldsOnToTheProcess(t *testing.T) {
 // As `docker exec` starts a process.
 func TestStaysWhereTheParentIsInAnotherPIDNamespace(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
-	l.pipe(inNamespaces(t, l.command(), "--pid", "--fork"))
-	enter := []string{"nsenter", "--target", strconv.Itoa(l.process().pid), "--pid"}
+	l := testdaemon.NewLine(t)
+	l.Pipe(testdaemon.InNamespaces(t, l.Command(), "--pid", "--fork"))
+	enter := []string{"nsenter", "--target", strconv.Itoa(l.Process().PID), "--pid"}
 	if os.Geteuid() != 0 {
 		enter = append(enter, "--user", "--preserve-credentials")
 	}
-	c := l.pipe(wrap(l.command(), enter...))
-	p := l.process()
-	p.do("detach")
-	p.do("ready")
-	p.leaves("exit 7")
-	if got := c.exit(); got != "exit 7" {
-		t.Errorf("the caller sees %s and %s", got, c.printed())
+	c := l.Pipe(testdaemon.Wrap(l.Command(), enter...))
+	p := l.Process()
+	p.Do("detach")
+	p.Do("ready")
+	p.Leaves("exit 7")
+	if got := c.Exit(); got != "exit 7" {
+		t.Errorf("the caller sees %s and %s", got, c.Printed())
 	}
 }
 
 func TestDetachesWhereSystemdHasExecutedAnotherProcess(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
-	cmd := l.command()
+	l := testdaemon.NewLine(t)
+	cmd := l.Command()
 	cmd.Env = append(cmd.Env, fmt.Sprintf("SYSTEMD_EXEC_PID=%d", os.Getpid()))
-	c := l.pipe(cmd)
-	l.process().detaches("ready").do("ready")
-	if got := c.exit(); got != "exit 0" {
+	c := l.Pipe(cmd)
+	l.Process().Detaches("ready").Do("ready")
+	if got := c.Exit(); got != "exit 0" {
 		t.Errorf("the caller sees %s", got)
 	}
 }
@@ -199,81 +206,100 @@ func TestDetachesWhereSystemdHasExecutedAnotherProcess(t *testing.T) {
 func TestDetachDoesNothingUnderASupervisor(t *testing.T) {
 	t.Parallel()
 	for _, variable := range []string{"NOTIFY_SOCKET=/nowhere", "UPSTART_JOB=job"} {
-		l := newLine(t)
-		cmd := l.command()
+		l := testdaemon.NewLine(t)
+		cmd := l.Command()
 		cmd.Env = append(cmd.Env, variable)
-		c := l.pipe(cmd)
-		p := l.process()
-		p.do("detach")
+		c := l.Pipe(cmd)
+		p := l.Process()
+		p.Do("detach")
 		if strings.HasPrefix(variable, "NOTIFY") {
 			// Nor does Ready, where it can't tell the supervisor.
-			p.refuses("ready", "/nowhere", "no such file")
-			p.do("detach")
+			p.Refuses("ready", "/nowhere", "no such file")
+			p.Do("detach")
 			// Nor where main has made it impossible: it is there all the same.
-			p.do("unsetenv NOTIFY_SOCKET")
-			p.refuses("ready", "daemon: detach ", "UnsetEnvironment")
-			p.do("detach")
+			p.Do("unsetenv NOTIFY_SOCKET")
+			p.Refuses("ready", "daemon: detach ", "UnsetEnvironment")
+			p.Do("detach")
 		}
-		p.leaves("exit 7")
-		if got := c.exit(); got != "exit 7" {
+		p.Leaves("exit 7")
+		if got := c.Exit(); got != "exit 7" {
 			t.Errorf("%s: the caller sees %s", variable, got)
 		}
 	}
 }
 
+// This test binary once more says what Ready and Detach return in it.
 func TestReadyAndDetachAreErrorsInATestRun(t *testing.T) {
 	t.Parallel()
 	const cure = "set NOTIFY_SOCKET, call daemon.Foreground or use package daemontest"
-	l := newLine(t)
-	c := l.pipe(l.command("-test.v"))
-	p := l.process()
-	p.refuses("ready", "go test", cure)
-	p.refuses("detach", "go test", cure)
-	p.do("setenv UPSTART_JOB=job")
-	p.refuses("ready", "go test", cure)
-	p.do("detach")
-	p.do("setenv UPSTART_JOB=")
-	p.do("foreground")
-	p.do("ready")
-	p.do("detach")
-	p.leaves("exit 7")
-	if got := c.exit(); got != "exit 7" {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := testdaemon.NewLine(t)
+	cmd := exec.Command(exe, "-test.v")
+	cmd.Env = append(testdaemon.BareEnvironment(), tellVariable+"=yes")
+	c := l.Pipe(l.Called(cmd))
+	if got := c.Exit(); got != "exit 7" {
 		t.Errorf("the test run has ended by %s", got)
 	}
+	said := strings.Split(strings.TrimSuffix(c.Printed(), "\n"), "\n")
+	for i, want := range []bool{true, true, true, false, false, false} { // errors
+		if i >= len(said) || strings.Contains(said[i], "go test") != want || strings.Contains(said[i], cure) != want ||
+			(said[i] == "<nil>") == want {
+			t.Fatalf("line %d: errors wanted are %t: %q", i, want, said)
+		}
+	}
+	l.MustBeOver()
+}
+
+const tellVariable = "DAEMON_TEST_TELL"
+
+func tellOfTestBinary() {
+	fmt.Println(daemon.Ready())
+	fmt.Println(daemon.Detach())
+	os.Setenv("UPSTART_JOB", "job")
+	fmt.Println(daemon.Ready())
+	fmt.Println(daemon.Detach())
+	os.Setenv("UPSTART_JOB", "")
+	daemon.Foreground()
+	fmt.Println(daemon.Ready())
+	fmt.Println(daemon.Detach())
+	os.Exit(7)
 }
 
 // Whatever main changes before it calls Ready, the daemon starts as the first
 // process did.
 func TestDaemonStartsAsTheFirstProcessDid(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
-	cmd := l.command("-a", "", "b c", "--", "ü\n")
+	l := testdaemon.NewLine(t)
+	cmd := l.Command("-a", "", "b c", "--", "ü\n")
 	cmd.Dir = t.TempDir()
 	cmd.Env = append(cmd.Env, "TESTED=as given", "EMPTY=", "LINES=one\ntwo")
-	c := l.pipe(underShell(cmd, `umask 027; ulimit -Sn 200; exec "$@"`))
-	first := l.process()
+	c := l.Pipe(testdaemon.UnderShell(cmd, `umask 027; ulimit -Sn 200; exec "$@"`))
+	first := l.Process()
 	questions := []string{"args", "environ", "cwd", "child-environ", "child-limit"}
 	var want []string
 	for _, question := range questions {
-		want = append(want, first.ask(question))
+		want = append(want, first.Ask(question))
 	}
 	for _, order := range []string{"chdir /", "setenv TESTED=changed", "setenv NEW=1", "overwrite-args", "forget-args"} {
-		first.do(order)
+		first.Do(order)
 	}
 
-	second := first.detaches("ready")
+	second := first.Detaches("ready")
 	for _, when := range []string{"before", "after"} {
 		for i, question := range questions {
-			if got := second.ask(question); got != want[i] {
+			if got := second.Ask(question); got != want[i] {
 				t.Errorf("%s %s Ready: %s\nthe first process had: %s", question, when, got, want[i])
 			}
 		}
-		if got := second.status("Umask"); got != "0027" {
+		if got := second.Status("Umask"); got != "0027" {
 			t.Errorf("umask %s Ready: %s", when, got)
 		}
-		second.do("ready")
+		second.Do("ready")
 	}
-	c.exit()
+	c.Exit()
 }
 
 func TestStartDirectoryThatIsGone(t *testing.T) {
@@ -302,29 +328,29 @@ func TestStartDirectoryThatIsGone(t *testing.T) {
 				t.Fatal(err)
 			}
 			id := inode(t, dir)
-			l := newLine(t)
-			cmd := l.command()
+			l := testdaemon.NewLine(t)
+			cmd := l.Command()
 			cmd.Dir = dir
-			c := l.pipe(cmd)
-			first := l.process()
+			c := l.Pipe(cmd)
+			first := l.Process()
 			for _, order := range test.before {
-				first.do(order)
+				first.Do(order)
 			}
 			if err := test.change(dir); err != nil {
 				t.Fatal(err)
 			}
 			if test.errs != nil {
-				first.refuses("ready", append(test.errs, dir)...)
-				first.refuses("detach", test.errs...)
-				first.do("say here")
+				first.Refuses("ready", append(test.errs, dir)...)
+				first.Refuses("detach", test.errs...)
+				first.Do("say here")
 				return
 			}
-			second := first.detaches("ready")
-			if got := inode(t, fmt.Sprintf("/proc/%d/cwd", second.pid)); got != id {
+			second := first.Detaches("ready")
+			if got := inode(t, fmt.Sprintf("/proc/%d/cwd", second.PID)); got != id {
 				t.Errorf("it runs in %v, and was started in %v", got, id)
 			}
-			second.do("ready")
-			c.exit()
+			second.Do("ready")
+			c.Exit()
 		})
 	}
 }
@@ -341,8 +367,8 @@ func inode(t *testing.T, path string) [2]uint64 {
 
 func TestDescriptorsOfTheCallerStayAndNoneOfOursIsLeft(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
-	cmd := l.command()
+	l := testdaemon.NewLine(t)
+	cmd := l.Command()
 	given := map[int][2]uint64{}
 	cmd.ExtraFiles = make([]*os.File, 4100)
 	for _, fd := range []int{3, 4, 47, 48, 49, 50, 4000, 4001} { // where ours would be, too
@@ -355,38 +381,22 @@ func TestDescriptorsOfTheCallerStayAndNoneOfOursIsLeft(t *testing.T) {
 		given[fd] = inode(t, file.Name())
 	}
 	cmd.ExtraFiles = cmd.ExtraFiles[:4002-3]
-	c := l.pipe(cmd)
-	first := l.process()
-	first.ask("pid") // it is past its start
-	had := first.descriptors()
-	second := first.detaches("ready")
-	second.do("ready")
-	c.exit()
+	c := l.Pipe(cmd)
+	first := l.Process()
+	first.Ask("pid") // it is past its start
+	had := first.Descriptors()
+	second := first.Detaches("ready")
+	second.Do("ready")
+	c.Exit()
 
-	if got := second.descriptors(); got != had {
+	if got := second.Descriptors(); got != had {
 		t.Errorf("the first process had %s\nthe daemon has %s", had, got)
 	}
 	for fd, want := range given {
-		if got := inode(t, fmt.Sprintf("/proc/%d/fd/%d", second.pid, fd)); got != want {
+		if got := inode(t, fmt.Sprintf("/proc/%d/fd/%d", second.PID, fd)); got != want {
 			t.Errorf("descriptor %d is %v, want %v", fd, got, want)
 		}
 	}
-}
-
-// descriptors are what the process has open from 3 up, sorted.
-func (p *live) descriptors() string {
-	p.t.Helper()
-	paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.pid))
-	var open []string
-	for _, path := range paths {
-		if fd, _ := strconv.Atoi(filepath.Base(path)); fd > 2 {
-			target, _ := os.Readlink(path)
-			kind, _, _ := strings.Cut(target, ":[") // another socket has another number
-			open = append(open, kind)
-		}
-	}
-	slices.Sort(open)
-	return strings.Join(open, " ")
 }
 
 // The file that was started is the one that is started again.
@@ -401,9 +411,9 @@ func TestVeryFileIsStartedAgain(t *testing.T) {
 	} {
 		for _, verb := range []string{"ready", "detach"} {
 			t.Run(name+"/"+verb, func(t *testing.T) {
-				l := newLine(t)
-				path := copyOf(t, l.command().Path)
-				l.mustStartAgain(path, verb, func() {
+				l := testdaemon.NewLine(t)
+				path := copyOf(t, l.Command().Path)
+				mustStartAgain(t, l, path, verb, func() {
 					if err := change(path); err != nil {
 						t.Fatal(err)
 					}
@@ -417,8 +427,8 @@ func TestVeryFileIsStartedAgain(t *testing.T) {
 // and the launcher, and between that and the daemon.
 func TestVeryFileIsStartedAgainWhileAnUpdateReplacesIt(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
-	versions := []string{copyOf(t, l.command().Path), copyOf(t, l.command().Path)}
+	l := testdaemon.NewLine(t)
+	versions := []string{copyOf(t, l.Command().Path), copyOf(t, l.Command().Path)}
 	path := filepath.Join(t.TempDir(), "program")
 	update := func(version string) error {
 		return errors.Join(os.Link(version, path+".new"), os.Rename(path+".new", path))
@@ -441,7 +451,7 @@ func TestVeryFileIsStartedAgainWhileAnUpdateReplacesIt(t *testing.T) {
 		stopped <- err
 	}()
 	for range 20 {
-		l.mustStartAgain(path, "ready", func() {})
+		mustStartAgain(t, l, path, "ready", func() {})
 	}
 	close(stop)
 	if err := <-stopped; err != nil {
@@ -450,21 +460,21 @@ func TestVeryFileIsStartedAgainWhileAnUpdateReplacesIt(t *testing.T) {
 }
 
 // mustStartAgain starts the puppet at path, with a change before it detaches.
-func (l *line) mustStartAgain(path, verb string, change func()) {
-	l.t.Helper()
-	cmd := l.command()
+func mustStartAgain(t *testing.T, l *testdaemon.Line, path, verb string, change func()) {
+	t.Helper()
+	cmd := l.Command()
 	cmd.Path, cmd.Args[0] = path, path
-	c := l.pipe(cmd)
-	first := l.process()
-	want := inode(l.t, fmt.Sprintf("/proc/%d/exe", first.pid))
+	c := l.Pipe(cmd)
+	first := l.Process()
+	want := inode(t, fmt.Sprintf("/proc/%d/exe", first.PID))
 	change()
-	second := first.detaches(verb)
-	if got := inode(l.t, fmt.Sprintf("/proc/%d/exe", second.pid)); got != want {
-		l.t.Errorf("file %v was started, then %v", want, got)
+	second := first.Detaches(verb)
+	if got := inode(t, fmt.Sprintf("/proc/%d/exe", second.PID)); got != want {
+		t.Errorf("file %v was started, then %v", want, got)
 	}
-	second.do("ready")
-	if got := c.exit(); got != "exit 0" {
-		l.t.Errorf("the caller sees %s and %s", got, c.printed())
+	second.Do("ready")
+	if got := c.Exit(); got != "exit 0" {
+		t.Errorf("the caller sees %s and %s", got, c.Printed())
 	}
 }
 
@@ -493,8 +503,8 @@ func TestAllThreadsKeepTheProgramsName(t *testing.T) {
 		"no file to spare": {order: "limit-files 4 100"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := newLine(t)
-			cmd := l.command()
+			l := testdaemon.NewLine(t)
+			cmd := l.Command()
 			cmd.Path = copyOf(t, cmd.Path)
 			cmd.Args[0] = cmd.Path
 			if test.argv0 != "" {
@@ -503,42 +513,42 @@ func TestAllThreadsKeepTheProgramsName(t *testing.T) {
 			if test.want == "" {
 				test.want = filepath.Base(cmd.Path)[:15]
 			}
-			c := l.pipe(cmd)
-			first := l.process()
+			c := l.Pipe(cmd)
+			first := l.Process()
 			if test.order != "" {
-				first.do(test.order)
+				first.Do(test.order)
 			}
-			second := first.detaches("ready")
-			first.mustBeNamed(cmd.Args[0], test.want)
-			second.mustBeNamed(cmd.Args[0], test.want)
-			second.do("ready")
-			second.mustBeNamed(cmd.Args[0], test.want)
-			c.exit()
+			second := first.Detaches("ready")
+			mustBeNamed(t, first, cmd.Args[0], test.want)
+			mustBeNamed(t, second, cmd.Args[0], test.want)
+			second.Do("ready")
+			mustBeNamed(t, second, cmd.Args[0], test.want)
+			c.Exit()
 		})
 	}
 }
 
 // mustBeNamed checks what ps shows.
-func (p *live) mustBeNamed(argv0, name string) {
-	p.t.Helper()
-	cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
+func mustBeNamed(t *testing.T, p *testdaemon.Puppet, argv0, name string) {
+	t.Helper()
+	cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID))
 	if got, _, _ := strings.Cut(string(cmdline), "\x00"); got != argv0 {
-		p.t.Errorf("process %d: argv[0] is %q, want %q", p.pid, got, argv0)
+		t.Errorf("process %d: argv[0] is %q, want %q", p.PID, got, argv0)
 	}
-	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/comm", p.pid))
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/comm", p.PID))
 	if len(threads) == 0 {
-		p.t.Errorf("process %d has no threads", p.pid)
+		t.Errorf("process %d has no threads", p.PID)
 	}
 	for _, thread := range threads {
 		if got, err := os.ReadFile(thread); err == nil && string(got) != name+"\n" {
-			p.t.Errorf("%s: %q, want %q", thread, got, name)
+			t.Errorf("%s: %q, want %q", thread, got, name)
 		}
 	}
 }
 
 func TestDetachesWithoutProc(t *testing.T) {
 	t.Parallel()
-	path := copyOf(t, newLine(t).command().Path)
+	path := copyOf(t, testdaemon.NewLine(t).Command().Path)
 	for _, test := range []struct{ name, argv0, directory string }{
 		{"absolute", path, t.TempDir()},
 		{"relative", "./" + filepath.Base(path), filepath.Dir(path)},
@@ -551,22 +561,22 @@ func TestDetachesWithoutProc(t *testing.T) {
 				root := t.TempDir()
 				script = fmt.Sprintf(`mount --rbind / '%[1]s' && mount -t tmpfs none '%[1]s/proc' || exit 9; exec chroot '%[1]s' "$@"`, root)
 			}
-			l := newLine(t)
-			cmd := l.command()
+			l := testdaemon.NewLine(t)
+			cmd := l.Command()
 			cmd.Path, cmd.Dir = test.argv0, test.directory
 			cmd.Env = append(cmd.Env, "PATH="+filepath.Dir(path)+":"+os.Getenv("PATH"))
-			c := l.pipe(inNamespaces(t, underShell(cmd, script), "--mount"))
-			first := l.process()
-			first.do("chdir /")
-			first.do("setenv PATH=/nowhere")
-			second := first.detaches("ready")
-			second.do("ready")
-			second.mustBeDetached()
-			if got := inode(t, fmt.Sprintf("/proc/%d/cwd", second.pid)); got != inode(t, test.directory) {
+			c := l.Pipe(testdaemon.InNamespaces(t, testdaemon.UnderShell(cmd, script), "--mount"))
+			first := l.Process()
+			first.Do("chdir /")
+			first.Do("setenv PATH=/nowhere")
+			second := first.Detaches("ready")
+			second.Do("ready")
+			second.MustBeDetached()
+			if got := inode(t, fmt.Sprintf("/proc/%d/cwd", second.PID)); got != inode(t, test.directory) {
 				t.Errorf("it runs in %v, and was started in %s", got, test.directory)
 			}
-			if got := c.exit(); got != "exit 0" {
-				t.Errorf("the caller sees %s and %s", got, c.printed())
+			if got := c.Exit(); got != "exit 0" {
+				t.Errorf("the caller sees %s and %s", got, c.Printed())
 			}
 		})
 	}
@@ -585,29 +595,29 @@ func TestIgnoredSignalsStayIgnored(t *testing.T) {
 		{"none", `exec "$@"`, "", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			l := newLine(t)
-			c := l.pipe(underShell(l.command(), test.script))
-			first := l.process()
-			before := first.ignored()
+			l := testdaemon.NewLine(t)
+			c := l.Pipe(testdaemon.UnderShell(l.Command(), test.script))
+			first := l.Process()
+			before := ignored(t, first)
 			if test.order != "" {
-				first.do(test.order)
+				first.Do(test.order)
 			}
-			second := first.detaches("ready")
-			for _, p := range []*live{first, second} {
-				if got := p.ignored(); got != test.ignored || got != before {
-					t.Errorf("process %d ignores %q, at first %q, want %q", p.pid, got, before, test.ignored)
+			second := first.Detaches("ready")
+			for _, p := range []*testdaemon.Puppet{first, second} {
+				if got := ignored(t, p); got != test.ignored || got != before {
+					t.Errorf("process %d ignores %q, at first %q, want %q", p.PID, got, before, test.ignored)
 				}
 			}
 			for name := range strings.FieldsSeq(test.ignored) {
-				for _, p := range []*live{first, second} {
-					unix.Kill(p.pid, unix.SignalNum("SIG"+name))
+				for _, p := range []*testdaemon.Puppet{first, second} {
+					unix.Kill(p.PID, unix.SignalNum("SIG"+name))
 				}
 			}
-			second.do("ready")
-			if got := c.exit(); got != "exit 0" {
+			second.Do("ready")
+			if got := c.Exit(); got != "exit 0" {
 				t.Errorf("the caller sees %s", got)
 			}
-			if got := second.ignored(); got != test.ignored {
+			if got := ignored(t, second); got != test.ignored {
 				t.Errorf("the daemon ignores %q, want %q", got, test.ignored)
 			}
 		})
@@ -616,11 +626,11 @@ func TestIgnoredSignalsStayIgnored(t *testing.T) {
 
 // ignored are the signals that a terminal or a user sends and that the process
 // ignores.
-func (p *live) ignored() string {
-	p.t.Helper()
-	mask, err := strconv.ParseUint(p.status("SigIgn"), 16, 64)
+func ignored(t *testing.T, p *testdaemon.Puppet) string {
+	t.Helper()
+	mask, err := strconv.ParseUint(p.Status("SigIgn"), 16, 64)
 	if err != nil {
-		p.t.Fatal(err)
+		t.Fatal(err)
 	}
 	var names []string
 	for _, name := range []string{"HUP", "INT", "QUIT", "TERM", "USR1", "TSTP", "TTIN", "TTOU"} {
@@ -633,37 +643,37 @@ func (p *live) ignored() string {
 
 func TestSignalsToTheLauncherArePassedOn(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
-	c := l.pipe(l.command())
-	first := l.process()
-	second := first.detaches("ready")
-	second.do("catch TERM HUP")
+	l := testdaemon.NewLine(t)
+	c := l.Pipe(l.Command())
+	first := l.Process()
+	second := first.Detaches("ready")
+	second.Do("catch TERM HUP")
 	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGHUP} {
-		unix.Kill(first.pid, signal)
-		if got := second.ask("signal"); got != signal.String() {
+		unix.Kill(first.PID, signal)
+		if got := second.Ask("signal"); got != signal.String() {
 			t.Errorf("the daemon gets %s, want %s", got, signal)
 		}
 	}
-	second.do("ready")
-	if got := c.exit(); got != "exit 0" {
+	second.Do("ready")
+	if got := c.Exit(); got != "exit 0" {
 		t.Errorf("the caller sees %s", got)
 	}
 }
 
 func TestSignalsThatTheCallerIgnoredAreNotPassedOn(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
-	c := l.pipe(underShell(l.command(), `trap "" HUP; exec "$@"`))
-	first := l.process()
-	second := first.detaches("ready")
-	second.do("catch HUP TERM")
-	unix.Kill(first.pid, unix.SIGHUP)
-	unix.Kill(first.pid, unix.SIGTERM)
-	if got := second.ask("signal"); got != unix.SIGTERM.String() {
+	l := testdaemon.NewLine(t)
+	c := l.Pipe(testdaemon.UnderShell(l.Command(), `trap "" HUP; exec "$@"`))
+	first := l.Process()
+	second := first.Detaches("ready")
+	second.Do("catch HUP TERM")
+	unix.Kill(first.PID, unix.SIGHUP)
+	unix.Kill(first.PID, unix.SIGTERM)
+	if got := second.Ask("signal"); got != unix.SIGTERM.String() {
 		t.Errorf("the daemon gets %s, want %v", got, unix.SIGTERM)
 	}
-	second.do("ready")
-	if got := c.exit(); got != "exit 0" {
+	second.Do("ready")
+	if got := c.Exit(); got != "exit 0" {
 		t.Errorf("the caller sees %s", got)
 	}
 }
@@ -675,18 +685,18 @@ func TestDaemonThatLeadsASessionOrAGroupAlreadyGetsReady(t *testing.T) {
 	for _, order := range []string{"setsid", "setpgid", "limit-files 0 1000"} {
 		for name, start := range callers {
 			t.Run(order+"/"+name, func(t *testing.T) {
-				l := newLine(t)
+				l := testdaemon.NewLine(t)
 				c := start(l)
-				second := l.process().detaches("ready")
-				second.do(order)
+				second := l.Process().Detaches("ready")
+				second.Do(order)
 				if strings.HasPrefix(order, "limit-files") {
-					second.refuses("ready", "daemon: detach: open /dev/null as descriptor 0")
-					second.do("limit-files 1000 1000")
+					second.Refuses("ready", "daemon: detach: open /dev/null as descriptor 0")
+					second.Do("limit-files 1000 1000")
 				}
-				second.do("ready")
-				second.mustBeDetached()
-				if got := c.exit(); got != "exit 0" {
-					t.Errorf("the caller sees %s and %s", got, c.printed())
+				second.Do("ready")
+				second.MustBeDetached()
+				if got := c.Exit(); got != "exit 0" {
+					t.Errorf("the caller sees %s and %s", got, c.Printed())
 				}
 			})
 		}
@@ -696,67 +706,67 @@ func TestDaemonThatLeadsASessionOrAGroupAlreadyGetsReady(t *testing.T) {
 func TestTerminalWorksUntilReady(t *testing.T) {
 	t.Parallel()
 	t.Run("passphrase", func(t *testing.T) {
-		l := newLine(t)
-		c := l.shell(l.command())
-		second := l.process().detaches("detach")
+		l := testdaemon.NewLine(t)
+		c := l.Shell(l.Command())
+		second := l.Process().Detaches("detach")
 		c.Type("secret\n")
-		if got := second.ask("stdin"); got != "secret\n" {
+		if got := second.Ask("stdin"); got != "secret\n" {
 			t.Errorf("the daemon has read %q", got)
 		}
-		second.do("ready")
-		if got := second.ask("stdin"); got != "EOF" {
+		second.Do("ready")
+		if got := second.Ask("stdin"); got != "EOF" {
 			t.Errorf("after Ready: %q", got)
 		}
-		if got := c.exit(); got != "exit 0" {
+		if got := c.Exit(); got != "exit 0" {
 			t.Errorf("the caller sees %s", got)
 		}
 	})
 	t.Run("passphrase from a pipe", func(t *testing.T) {
-		l := newLine(t)
-		cmd := l.command()
+		l := testdaemon.NewLine(t)
+		cmd := l.Command()
 		cmd.Stdin = strings.NewReader("secret\n")
-		c := l.pipe(cmd)
-		second := l.process().detaches("detach")
-		if got := second.ask("stdin"); got != "secret\n" {
+		c := l.Pipe(cmd)
+		second := l.Process().Detaches("detach")
+		if got := second.Ask("stdin"); got != "secret\n" {
 			t.Errorf("the daemon has read %q", got)
 		}
-		second.do("ready")
-		c.exit()
+		second.Do("ready")
+		c.Exit()
 	})
 	for name, key := range map[string]string{"interrupt": "\x03", "quit": "\x1c"} {
 		t.Run("caught "+name, func(t *testing.T) {
-			l := newLine(t)
-			c := l.shell(l.command())
-			second := l.process().detaches("ready")
-			second.do("catch INT QUIT")
+			l := testdaemon.NewLine(t)
+			c := l.Shell(l.Command())
+			second := l.Process().Detaches("ready")
+			second.Do("catch INT QUIT")
 			c.Type(key)
-			if got := second.ask("signal"); got != name {
+			if got := second.Ask("signal"); got != name {
 				t.Errorf("the daemon gets %s", got)
 			}
-			second.do("ready")
-			if got := c.exit(); got != "exit 0" {
+			second.Do("ready")
+			if got := c.Exit(); got != "exit 0" {
 				t.Errorf("the caller sees %s", got)
 			}
 		})
 	}
 	t.Run("Ctrl-Z and fg", func(t *testing.T) {
-		l := newLine(t)
-		c := l.shell(l.command())
-		first := l.process()
-		second := first.detaches("ready")
+		l := testdaemon.NewLine(t)
+		c := l.Shell(l.Command())
+		first := l.Process()
+		second := first.Detaches("ready")
 		for range 2 {
 			c.Type("\x1a")
 			if got := c.Stopped(t.Context()); got != unix.SIGTSTP {
 				t.Errorf("stopped by %v", got)
 			}
-			second.mustStop()
+			mustStop(t, second)
 			if err := c.Foreground(); err != nil {
 				t.Error(err)
 			}
-			second.do("say on")
+			second.Do("say on")
 		}
-		second.do("ready")
-		if got := c.exit(); got != "exit 0" {
+		second.Do("ready")
+		if got := c.Exit(); got != "exit 0" {
 			t.Errorf("the caller sees %s", got)
 		}
 	})
@@ -767,24 +777,24 @@ func TestCtrlZAndFgInARealShell(t *testing.T) {
 	for _, sh := range []string{"sh", "bash"} {
 		t.Run(sh, func(t *testing.T) {
 			if _, err := exec.LookPath(sh); err != nil {
-				skipUnlessForbidden(t, err.Error())
+				testdaemon.SkipUnlessForbidden(t, err.Error())
 			}
-			l := newLine(t)
-			cmd := l.command()
+			l := testdaemon.NewLine(t)
+			cmd := l.Command()
 			terminal := daemontest.StartShell(t, &exec.Cmd{
 				Path: "/bin/" + sh, Args: []string{sh, "-i"}, Env: append(cmd.Env, "TERM=dumb"),
 			})
 			terminal.Type("'" + cmd.Path + "'\n")
-			second := l.process().detaches("ready")
+			second := l.Process().Detaches("ready")
 			terminal.Type("\x1a")
-			second.mustStop()
+			mustStop(t, second)
 			terminal.Type("echo still $((40 + 2))\n")
 			terminal.Expect(t.Context(), "still 42")
 			terminal.Type("fg\n")
-			second.do("ready")
+			second.Do("ready")
 			terminal.Type("echo status $?.\n")
 			terminal.Expect(t.Context(), "status 0.")
-			second.mustBeDetached()
+			second.MustBeDetached()
 			terminal.Type("exit\n")
 			terminal.Prompt(t.Context())
 		})
@@ -792,15 +802,15 @@ func TestCtrlZAndFgInARealShell(t *testing.T) {
 }
 
 // mustStop waits until the process has stopped.
-func (p *live) mustStop() {
-	p.t.Helper()
-	waitUntil(p.t, fmt.Sprintf("process %d to stop", p.pid), func() bool { return p.stat().state == "T" })
+func mustStop(t *testing.T, p *testdaemon.Puppet) {
+	t.Helper()
+	testdaemon.WaitUntil(t, fmt.Sprintf("process %d to stop", p.PID), func() bool { return p.Stat().State == "T" })
 }
 
 func TestVariablesThatNameTheLauncherNameTheDaemon(t *testing.T) {
 	t.Parallel()
 	for _, early := range []bool{false, true} {
-		l := newLine(t)
+		l := testdaemon.NewLine(t)
 		file, err := os.Create(filepath.Join(t.TempDir(), "passed"))
 		if err != nil {
 			t.Fatal(err)
@@ -809,20 +819,20 @@ func TestVariablesThatNameTheLauncherNameTheDaemon(t *testing.T) {
 		if _, err := file.WriteString("content"); err != nil {
 			t.Fatal(err)
 		}
-		cmd := l.command()
+		cmd := l.Command()
 		cmd.ExtraFiles = []*os.File{file}
-		c := l.pipe(underShell(cmd, `LISTEN_PID=$$ WATCHDOG_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$@"`))
-		first := l.process()
+		c := l.Pipe(testdaemon.UnderShell(cmd, `LISTEN_PID=$$ WATCHDOG_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$@"`))
+		first := l.Process()
 		if early { // Files makes it close-on-exec
-			if got := first.ask("files"); got != "web=content" {
+			if got := first.Ask("files"); got != "web=content" {
 				t.Errorf("the first process has %q", got)
 			}
 		}
-		second := first.detaches("ready")
-		second.mustHaveVariables(fmt.Sprintf("LISTEN_PID=%d", second.pid), fmt.Sprintf("WATCHDOG_PID=%d", second.pid))
-		second.do("ready")
-		c.exit()
-		if got := second.ask("files"); got != "web=content" {
+		second := first.Detaches("ready")
+		mustHaveVariables(t, second, fmt.Sprintf("LISTEN_PID=%d", second.PID), fmt.Sprintf("WATCHDOG_PID=%d", second.PID))
+		second.Do("ready")
+		c.Exit()
+		if got := second.Ask("files"); got != "web=content" {
 			t.Errorf("Files called early: %v; the daemon has %q", early, got)
 		}
 	}
@@ -831,44 +841,44 @@ func TestVariablesThatNameTheLauncherNameTheDaemon(t *testing.T) {
 // The program started again could not have them back.
 func TestDescriptorsThatWerePassedAndClosedAreAReasonNotToDetach(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
+	l := testdaemon.NewLine(t)
 	file, err := os.Create(filepath.Join(t.TempDir(), "passed"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	cmd := l.command()
+	cmd := l.Command()
 	cmd.ExtraFiles = []*os.File{file}
-	c := l.pipe(underShell(cmd, `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$@"`))
-	p := l.process()
-	p.do("close-files")
+	c := l.Pipe(testdaemon.UnderShell(cmd, `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$@"`))
+	p := l.Process()
+	p.Do("close-files")
 	for _, order := range []string{"ready", "detach"} {
-		p.refuses(order, "call daemon.Detach first in main", "pass on web", os.ErrClosed.Error())
+		p.Refuses(order, "call daemon.Detach first in main", "pass on web", os.ErrClosed.Error())
 	}
-	p.leaves("exit 7")
-	if got := c.exit(); got != "exit 7" {
-		t.Errorf("the caller sees %s and %s", got, c.printed())
+	p.Leaves("exit 7")
+	if got := c.Exit(); got != "exit 7" {
+		t.Errorf("the caller sees %s and %s", got, c.Printed())
 	}
 }
 
 func TestVariablesThatNameAnotherProcessStay(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
-	cmd := l.command()
+	l := testdaemon.NewLine(t)
+	cmd := l.Command()
 	cmd.Env = append(cmd.Env, "LISTEN_PID=1", "WATCHDOG_PID=12345678")
-	c := l.pipe(cmd)
-	second := l.process().detaches("ready")
-	second.mustHaveVariables("LISTEN_PID=1", "WATCHDOG_PID=12345678")
-	second.do("ready")
-	c.exit()
+	c := l.Pipe(cmd)
+	second := l.Process().Detaches("ready")
+	mustHaveVariables(t, second, "LISTEN_PID=1", "WATCHDOG_PID=12345678")
+	second.Do("ready")
+	c.Exit()
 }
 
-func (p *live) mustHaveVariables(assignments ...string) {
-	p.t.Helper()
-	environ := p.ask("environ")
+func mustHaveVariables(t *testing.T, p *testdaemon.Puppet, assignments ...string) {
+	t.Helper()
+	environ := p.Ask("environ")
 	for _, assignment := range assignments {
 		if !strings.Contains(environ, `"`+assignment+`"`) {
-			p.t.Errorf("no %s in %s", assignment, environ)
+			t.Errorf("no %s in %s", assignment, environ)
 		}
 	}
 }
@@ -879,17 +889,17 @@ func TestDetachesWhileTimersRun(t *testing.T) {
 	t.Parallel()
 	for _, order := range []string{"profile", "timer"} {
 		t.Run(order, func(t *testing.T) {
-			l := newLine(t)
-			for range rounds(40) {
-				c := l.pipe(l.command())
-				first := l.process()
-				first.do(order)
-				second := first.detaches("ready")
-				second.do("ready")
-				if got := c.exit(); got != "exit 0" {
-					t.Fatalf("the caller sees %s and %s", got, c.printed())
+			l := testdaemon.NewLine(t)
+			for range testdaemon.Rounds(40) {
+				c := l.Pipe(l.Command())
+				first := l.Process()
+				first.Do(order)
+				second := first.Detaches("ready")
+				second.Do("ready")
+				if got := c.Exit(); got != "exit 0" {
+					t.Fatalf("the caller sees %s and %s", got, c.Printed())
 				}
-				second.leaves("exit 0")
+				second.Leaves("exit 0")
 			}
 		})
 	}
@@ -898,58 +908,58 @@ func TestDetachesWhileTimersRun(t *testing.T) {
 func TestFortyDetachAtOnce(t *testing.T) {
 	t.Parallel()
 	const n = 40
-	l := newLine(t)
-	var callers []caller
-	var first, second []*live
+	l := testdaemon.NewLine(t)
+	var callers []testdaemon.Caller
+	var first, second []*testdaemon.Puppet
 	launchers := map[int]bool{}
 	for range n {
-		callers = append(callers, l.pipe(l.command()))
+		callers = append(callers, l.Pipe(l.Command()))
 	}
 	for range n {
-		p := l.process()
+		p := l.Process()
 		first = append(first, p)
-		launchers[p.pid] = true
+		launchers[p.PID] = true
 	}
 	for _, p := range first {
-		p.send("ready")
+		p.Send("ready")
 	}
 	for range n {
-		p := l.process()
+		p := l.Process()
 		second = append(second, p)
-		if parent := p.stat().parent; !launchers[parent] {
-			t.Errorf("%d has parent %d, which is no launcher or has another daemon", p.pid, parent)
+		if parent := p.Stat().Parent; !launchers[parent] {
+			t.Errorf("%d has parent %d, which is no launcher or has another daemon", p.PID, parent)
 		} else {
 			delete(launchers, parent)
 		}
 	}
 	for _, p := range second {
-		p.send("ready")
+		p.Send("ready")
 	}
 	for _, p := range second {
-		p.mustHear("ok")
-		p.mustBeDetached()
+		p.MustHear("ok")
+		p.MustBeDetached()
 	}
 	for _, c := range callers {
-		if got := c.exit(); got != "exit 0" {
-			t.Errorf("a caller sees %s and %s", got, c.printed())
+		if got := c.Exit(); got != "exit 0" {
+			t.Errorf("a caller sees %s and %s", got, c.Printed())
 		}
 	}
 }
 
 func TestReadyManyTimesAtOnceDetachesOnce(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
-	c := l.pipe(l.command())
-	second := l.process().detaches("ready-at-once")
-	second.do("ready-at-once")
-	if got := c.exit(); got != "exit 0" {
+	l := testdaemon.NewLine(t)
+	c := l.Pipe(l.Command())
+	second := l.Process().Detaches("ready-at-once")
+	second.Do("ready-at-once")
+	if got := c.Exit(); got != "exit 0" {
 		t.Errorf("the caller sees %s", got)
 	}
 	for _, order := range []string{"ready", "ready-at-once", "detach"} {
-		second.do(order)
+		second.Do(order)
 	}
-	second.mustBeDetached()
-	second.leaves("exit 0")
-	l.mustBeOver()
-	l.mustBeSilent()
+	second.MustBeDetached()
+	second.Leaves("exit 0")
+	l.MustBeOver()
+	l.MustBeSilent()
 }

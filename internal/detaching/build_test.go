@@ -1,6 +1,6 @@
 //go:build linux
 
-package daemon_test
+package detaching_test
 
 import (
 	"fmt"
@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
+	"github.com/seed-10280e03/daemon/internal/testdaemon/agreed"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,7 +45,7 @@ import (
 func main() {
 	line, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
-		err = unix.Connect(line, &unix.SockaddrUnix{Name: os.Getenv("` + lineAddress + `")})
+		err = unix.Connect(line, &unix.SockaddrUnix{Name: os.Getenv("` + agreed.Line + `")})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -95,11 +97,11 @@ func TestReady(t *testing.T) {
 // module writes the program's sources to a directory.
 func module(t *testing.T) (dir string) {
 	t.Helper()
-	here, err := os.Getwd()
+	root, err := testdaemon.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum, err := os.ReadFile("go.sum")
+	sum, err := os.ReadFile(filepath.Join(root, "go.sum"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +110,7 @@ func module(t *testing.T) (dir string) {
 	for name, source := range buildSources {
 		files[name] = source
 	}
-	files["go.mod"] = fmt.Sprintf(files["go.mod"], here)
+	files["go.mod"] = fmt.Sprintf(files["go.mod"], root)
 	for name, source := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(source), 0o644); err != nil {
 			t.Fatal(err)
@@ -133,15 +135,15 @@ func TestDetachesHoweverItWasBuilt(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "program")
-			build := goCommand(t, dir, append([]string{"build", "-mod=mod", "-o", path}, test.flags...)...)
+			build := testdaemon.GoCommand(t, dir, append([]string{"build", "-mod=mod", "-o", path}, test.flags...)...)
 			build.Env = append(build.Env, "CGO_ENABLED="+test.cgo)
-			if test.cgo == "1" && !haveCompiler() {
-				skipUnlessForbidden(t, "no C compiler")
+			if test.cgo == "1" && !testdaemon.HaveCompiler() {
+				testdaemon.SkipUnlessForbidden(t, "no C compiler")
 			}
 			mustRun(t, build)
 			mustDetachAndFail(t, func() *exec.Cmd {
 				cmd := exec.Command(path)
-				cmd.Env = append(bareEnvironment(), "GOCOVERDIR="+t.TempDir())
+				cmd.Env = append(testdaemon.BareEnvironment(), "GOCOVERDIR="+t.TempDir())
 				return cmd
 			}, "exit 3", "SIGTERM")
 		})
@@ -151,8 +153,8 @@ func TestDetachesHoweverItWasBuilt(t *testing.T) {
 func TestDetachesFromGoRun(t *testing.T) {
 	t.Parallel()
 	dir := module(t)
-	mustRun(t, goCommand(t, dir, "build", "-mod=mod", "-o", os.DevNull, ".")) // may take its time
-	mustDetachAndFail(t, func() *exec.Cmd { return goCommand(t, dir, "run", "-mod=mod", ".") }, "exit 1", "exit 1")
+	mustRun(t, testdaemon.GoCommand(t, dir, "build", "-mod=mod", "-o", os.DevNull, ".")) // may take its time
+	mustDetachAndFail(t, func() *exec.Cmd { return testdaemon.GoCommand(t, dir, "run", "-mod=mod", ".") }, "exit 1", "exit 1")
 }
 
 func mustRun(t *testing.T, cmd *exec.Cmd) (printed string) {
@@ -170,20 +172,20 @@ func mustDetachAndFail(t *testing.T, command func() *exec.Cmd, status3, terminat
 	t.Helper()
 	for _, test := range []struct {
 		verb, want string
-		end        func(second *live)
+		end        func(second *testdaemon.Puppet)
 	}{
-		{"ready", "exit 0", func(second *live) { second.do("ready"); second.mustBeDetached() }},
-		{"detach", "exit 0", func(second *live) { second.do("detach"); second.do("ready"); second.mustBeDetached() }},
-		{"ready", status3, func(second *live) { second.leaves("123") }},
-		{"detach", terminated, func(second *live) { unix.Kill(second.pid, unix.SIGTERM); second.ends() }},
+		{"ready", "exit 0", func(second *testdaemon.Puppet) { second.Do("ready"); second.MustBeDetached() }},
+		{"detach", "exit 0", func(second *testdaemon.Puppet) { second.Do("detach"); second.Do("ready"); second.MustBeDetached() }},
+		{"ready", status3, func(second *testdaemon.Puppet) { second.Leaves("123") }},
+		{"detach", terminated, func(second *testdaemon.Puppet) { unix.Kill(second.PID, unix.SIGTERM); second.Ends() }},
 	} {
-		l := newLine(t)
-		c := l.pipe(l.called(command()))
-		first := l.process()
-		second := first.detaches(test.verb)
+		l := testdaemon.NewLine(t)
+		c := l.Pipe(l.Called(command()))
+		first := l.Process()
+		second := first.Detaches(test.verb)
 		test.end(second)
-		if got := c.exit(); got != test.want {
-			t.Errorf("after %s the caller sees %s and %q, want %s", test.verb, got, c.printed(), test.want)
+		if got := c.Exit(); got != test.want {
+			t.Errorf("after %s the caller sees %s and %q, want %s", test.verb, got, c.Printed(), test.want)
 		}
 	}
 }
@@ -192,7 +194,7 @@ func TestReadyIsAnErrorInGoTest(t *testing.T) {
 	t.Parallel()
 	dir := module(t)
 	for variable, want := range map[string]int{"UPSTART_JOB=": 2, "UPSTART_JOB=job": 1} { // errors: Detach does nothing in a job
-		test := goCommand(t, dir, "test", "-mod=mod", "-count=1", "-v", ".")
+		test := testdaemon.GoCommand(t, dir, "test", "-mod=mod", "-count=1", "-v", ".")
 		test.Env = append(test.Env, variable)
 		out := mustRun(t, test)
 		if strings.Count(out, "in a go test run") != want || strings.Count(out, "set NOTIFY_SOCKET, call daemon.Foreground") != want {

@@ -1,28 +1,26 @@
 //go:build linux
 
-package daemon_test
+package systemd
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/seed-10280e03/daemon/internal/systemd/keeper"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
+	"github.com/seed-10280e03/daemon/internal/testdaemon/agreed"
 )
 
 // A manager is a service manager of the booted machine.
 type manager struct {
-	*machine
+	*Machine
 	units string                         // where it reads unit files, inside
 	ctl   func(args ...string) *exec.Cmd // its systemctl
 }
@@ -30,9 +28,9 @@ type manager struct {
 // systemManager returns PID 1 itself.
 func systemManager(t *testing.T) *manager {
 	t.Helper()
-	m := bootSystemd(t)
-	return &manager{machine: m, units: "/etc/systemd/system", ctl: func(args ...string) *exec.Cmd {
-		return m.command("systemctl", args...)
+	m := Boot(t)
+	return &manager{Machine: m, units: "/etc/systemd/system", ctl: func(args ...string) *exec.Cmd {
+		return m.Command("systemctl", args...)
 	}}
 }
 
@@ -40,7 +38,7 @@ func systemManager(t *testing.T) *manager {
 func userManager(t *testing.T) *manager {
 	t.Helper()
 	system := systemManager(t)
-	systemd, err := systemdBinary(rootTree())
+	systemd, err := keeper.SystemdBinary(keeper.RootTree())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,13 +51,13 @@ RuntimeDirectoryMode=0700
 Environment=XDG_RUNTIME_DIR=/run/%[1]s
 ExecStart=
 ExecStart=%[2]s --user --unit=%[3]s --log-target=console
-`, "daemon-test-user", systemd, bootTarget))
+`, "daemon-test-user", systemd, keeper.Target))
 	if err := u.begin("start").end(); err != nil {
 		status, _ := system.systemctl("status", "--no-pager", "--full", u.name+".service")
-		skipUnlessForbidden(t, fmt.Sprintf("can't start a user manager: %v\n%s", err, status))
+		testdaemon.SkipUnlessForbidden(t, fmt.Sprintf("can't start a user manager: %v\n%s", err, status))
 	}
-	return &manager{machine: system.machine, units: "/etc/systemd/user", ctl: func(args ...string) *exec.Cmd {
-		cmd := system.command("setpriv", append([]string{
+	return &manager{Machine: system.Machine, units: "/etc/systemd/user", ctl: func(args ...string) *exec.Cmd {
+		cmd := system.Command("setpriv", append([]string{
 			"--reuid=daemon", "--regid=daemon", "--clear-groups", "systemctl", "--user"}, args...)...)
 		cmd.Env = append(cmd.Env, "XDG_RUNTIME_DIR=/run/daemon-test-user")
 		return cmd
@@ -79,9 +77,6 @@ type unit struct {
 // section. Once the test is over the service and its file are gone.
 func (m *manager) unit(t *testing.T, program, lines string) *unit {
 	t.Helper()
-	if _, ok := programs[program]; !ok {
-		t.Fatalf("no test program %q", program)
-	}
 	u := &unit{t: t, m: m, name: fmt.Sprintf("test%d", m.made.Add(1))}
 	u.listen()
 	u.write(".service", fmt.Sprintf(`
@@ -95,14 +90,14 @@ Environment=%s=%s %s=%s GORACE=atexit_sleep_ms=0
 StandardError=append:%s
 TimeoutStopSec=10
 %s
-`, t.Name(), insideBinary, testProgram, program, lineAddress, u.file(".line"), u.file(".stderr"), lines))
+`, t.Name(), keeper.InsideBinary, agreed.Program, program, agreed.Line, u.file(".line"), u.file(".stderr"), lines))
 	t.Cleanup(u.remove)
 	return u
 }
 
 // file returns the path of one of the unit's own files, inside.
 func (u *unit) file(suffix string) string {
-	return filepath.Join(insideDir, u.name+suffix)
+	return filepath.Join(keeper.InsideDir, u.name+suffix)
 }
 
 // write makes a unit file and waits until systemd has seen it. A new unit
@@ -111,11 +106,11 @@ func (u *unit) file(suffix string) string {
 // which the directory was changed, which two changes may share.
 func (u *unit) write(suffix, text string) {
 	u.t.Helper()
-	dir := u.m.outside(u.m.units)
+	dir := u.m.Outside(u.m.units)
 	if err := os.WriteFile(filepath.Join(dir, u.name+suffix), []byte(text), 0o644); err != nil {
 		u.t.Fatal(err)
 	}
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(testdaemon.Patience)
 	for u.m.show(u.t, u.name+suffix, "LoadState")["LoadState"] != "loaded" {
 		if time.Now().After(deadline) {
 			u.t.Fatalf("systemd does not load %s%s:%s", u.name, suffix, text)
@@ -126,7 +121,7 @@ func (u *unit) write(suffix, text string) {
 
 func (u *unit) listen() {
 	u.t.Helper()
-	path := u.m.outside(u.file(".line"))
+	path := u.m.Outside(u.file(".line"))
 	line, err := net.Listen("unix", path)
 	if err != nil {
 		u.t.Fatal(err)
@@ -141,8 +136,8 @@ func (u *unit) remove() {
 	u.t.Helper()
 	if u.t.Failed() {
 		status, _ := u.m.systemctl("status", "--no-pager", "--full", u.name+".service")
-		stderr, _ := os.ReadFile(u.m.outside(u.file(".stderr")))
-		u.t.Logf("%s\nits standard error:\n%s\nsystemd's console:\n%s", status, stderr, u.m.console.String())
+		stderr, _ := os.ReadFile(u.m.Outside(u.file(".stderr")))
+		u.t.Logf("%s\nits standard error:\n%s\nsystemd's console:\n%s", status, stderr, u.m.Console.String())
 	}
 	u.line.Close()
 	for _, conn := range u.conns {
@@ -153,8 +148,8 @@ func (u *unit) remove() {
 		u.t.Errorf("stop: %v: %s", err, out)
 	}
 	u.m.systemctl("reset-failed", u.name+".service")
-	for _, dir := range []string{u.m.units, insideDir} {
-		files, _ := filepath.Glob(filepath.Join(u.m.outside(dir), u.name+".*"))
+	for _, dir := range []string{u.m.units, keeper.InsideDir} {
+		files, _ := filepath.Glob(filepath.Join(u.m.Outside(dir), u.name+".*"))
 		for _, file := range files {
 			os.Remove(file)
 		}
@@ -205,13 +200,13 @@ func (u *unit) want(properties ...string) {
 // await waits until a property has the value.
 func (u *unit) await(property, value string) {
 	u.t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(testdaemon.Patience); ; time.Sleep(10 * time.Millisecond) {
 		got := u.show(property)
 		if got == value {
 			return
 		}
 		if time.Now().After(deadline) {
-			u.t.Fatalf("%s=%q after %v, want %q", property, got, patience, value)
+			u.t.Fatalf("%s=%q after %v, want %q", property, got, testdaemon.Patience, value)
 		}
 	}
 }
@@ -223,7 +218,7 @@ func (u *unit) cgroup() string {
 	if group == "" {
 		u.t.Fatal("no cgroup")
 	}
-	return u.m.outside("/sys/fs/cgroup" + group)
+	return u.m.Outside("/sys/fs/cgroup" + group)
 }
 
 // wantAlone fails the test unless the service has one process.
@@ -264,8 +259,8 @@ func (j *job) end() error {
 	select {
 	case err := <-j.done:
 		return err
-	case <-time.After(patience):
-		j.u.t.Fatalf("systemctl %s has not returned after %v", j.verb, patience)
+	case <-time.After(testdaemon.Patience):
+		j.u.t.Fatalf("systemctl %s has not returned after %v", j.verb, testdaemon.Patience)
 		return nil
 	}
 }
@@ -294,149 +289,23 @@ func (j *job) mustBlock() {
 	}
 }
 
-// The puppet is the daemon of most tests. It does what the test tells it, one
-// order after the other, through a socket: "status drained" says that status,
-// and the answer is ok or the error. It passes on SIGTERM and SIGHUP, as a line
-// between two orders, and ends when the test hangs up.
-func init() { programs["systemd-puppet"] = puppet }
-
-const lineAddress = "DAEMON_TEST_LINE"
-
-// orders are what the puppet can do, questions what it can be asked. The tests
-// add theirs.
-var (
-	orders = map[string]func(argument string) error{
-		"exit": func(code string) error {
-			number, err := strconv.Atoi(code)
-			if err == nil {
-				os.Exit(number)
-			}
-			return err
-		},
-	}
-	questions = map[string]func() string{
-		"pid": func() string { return strconv.Itoa(os.Getpid()) },
-	}
-)
-
-func puppet() {
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
-	conn, err := net.Dial("unix", os.Getenv(lineAddress))
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(3)
-	}
-	go func() {
-		for signal := range signals {
-			fmt.Fprintf(conn, "%q\n", signal)
-		}
-	}()
-	for scanner := bufio.NewScanner(conn); scanner.Scan(); {
-		text, err := strconv.Unquote(scanner.Text())
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(3)
-		}
-		fmt.Fprintf(conn, "%q\n", obey(text))
-	}
-}
-
-func obey(text string) (answer string) {
-	word, argument, _ := strings.Cut(text, " ")
-	if question, ok := questions[word]; ok {
-		return question()
-	}
-	order, ok := orders[word]
-	if !ok {
-		return fmt.Sprintf("no order %q", word)
-	}
-	if err := order(argument); err != nil {
-		return err.Error()
-	}
-	return "ok"
-}
-
-// A process is a puppet as the test sees it.
+// A process is a puppet of a unit.
 type process struct {
-	t    *testing.T
-	conn net.Conn
-	in   *bufio.Reader
-	pid  string // as systemd sees it
+	*testdaemon.Process
+	t   *testing.T
+	pid string // as systemd sees it
 }
 
 // process returns the next one that the unit starts.
 func (u *unit) process() *process {
 	u.t.Helper()
-	u.line.(*net.UnixListener).SetDeadline(time.Now().Add(patience))
+	u.line.(*net.UnixListener).SetDeadline(time.Now().Add(testdaemon.Patience))
 	conn, err := u.line.Accept()
 	if err != nil {
 		u.t.Fatalf("no process: %v", err)
 	}
 	u.conns = append(u.conns, conn)
-	p := &process{t: u.t, conn: conn, in: bufio.NewReader(conn)}
-	p.pid = p.ask("pid")
+	p := &process{Process: testdaemon.NewProcess(u.t, conn), t: u.t}
+	p.pid = p.Ask("pid")
 	return p
-}
-
-func (p *process) ask(question string) (answer string) {
-	p.t.Helper()
-	p.send(question)
-	return p.hear()
-}
-
-// do gives the puppet an order that it must carry out.
-func (p *process) do(order string) {
-	p.t.Helper()
-	if answer := p.ask(order); answer != "ok" {
-		p.t.Fatalf("%s: %s", order, answer)
-	}
-}
-
-// send gives an order whose answer is heard later, or never.
-func (p *process) send(order string) {
-	p.t.Helper()
-	if _, err := fmt.Fprintf(p.conn, "%q\n", order); err != nil {
-		p.t.Fatalf("%s: %v", order, err)
-	}
-}
-
-// hear returns what the puppet says next.
-func (p *process) hear() string {
-	p.t.Helper()
-	text, err := p.read()
-	if err != nil {
-		p.t.Fatalf("the service's process says nothing: %v", err)
-	}
-	return text
-}
-
-func (p *process) read() (string, error) {
-	p.conn.SetReadDeadline(time.Now().Add(patience))
-	quoted, err := p.in.ReadString('\n')
-	if err != nil {
-		return "", err
-	}
-	return strconv.Unquote(strings.TrimSuffix(quoted, "\n"))
-}
-
-func (p *process) mustHear(want string) {
-	p.t.Helper()
-	if got := p.hear(); got != want {
-		p.t.Fatalf("the service's process says %q, want %q", got, want)
-	}
-}
-
-// ends waits for the end of the process.
-func (p *process) ends() {
-	p.t.Helper()
-	for {
-		_, err := p.read()
-		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
-			return
-		}
-		if err != nil {
-			p.t.Fatalf("the service's process lives: %v", err)
-		}
-	}
 }

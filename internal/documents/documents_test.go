@@ -1,6 +1,6 @@
 //go:build linux
 
-package daemon_test
+package documents_test
 
 import (
 	"context"
@@ -18,10 +18,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
 )
 
 // What the documents show works: each block is checked by what its language
-// says, and each link to a file of the repository leads there. CONTRIBUTING.md
+// says, and each link to a file of the repository leads there. docs/CONTRIBUTING.md
 // has the rules for those who write them.
 
 // A document is a Markdown file; path is the one in the repository.
@@ -111,7 +113,7 @@ go test ./test`), ""},
 		{"fragment that does not compile", fence("go", "daemon.Ready()\ndaemon.Wreddy()"), "x.md:3"},
 		{"Go that vet finds fault with", fence("go", "log.Printf(\"%d\", \"x\")"), "x.md:2"},
 		{"Go that is not formatted", fence("go", "daemon.Ready( )"), "gofmt"},
-		{"test that does not compile", fence("go", "package daemon_test\n\nfunc TestX(t *testing.T) {}"), "x.md:4"},
+		{"test that does not compile", fence("go", "package documents_test\n\nfunc TestX(t *testing.T) {}"), "x.md:4"},
 		{"change that does not compile", fence("diff", "-daemon.Ready()\n+daemon.Wreddy()"), "x.md:3"},
 		{"shell line that fails", fence("sh", "true\ngo run ./no/such/program\ntrue"), "no/such/program"},
 		{"console line that fails", fence("console", "output\n$ exit 3"), "exit status 3"},
@@ -247,7 +249,7 @@ func checkGo(t *testing.T, checkout string, blocks []block) (faults []string) {
 		return faults
 	}
 	for _, verb := range []string{"vet", "build"} {
-		if out, err := goCommand(t, checkout, verb, "./documents/...").CombinedOutput(); err != nil {
+		if out, err := testdaemon.GoCommand(t, checkout, verb, "./documents/...").CombinedOutput(); err != nil {
 			faults = append(faults, fmt.Sprintf("go %s: %v\n%s", verb, err, out))
 		}
 	}
@@ -299,7 +301,7 @@ func importsOf(fragment string) (imports string) {
 var notHere = []struct{ line, why string }{
 	{`^(sudo|systemctl|journalctl|initctl|rc-service|rc-update|apt-get|docker|kubectl|ssh)\b`, "act on the reader's machine"},
 	{`^(ps|kill)\b`, "are about the reader's process"},
-	{`\./mydaemon\b`, "is the reader's program; detach_test.go does this with its own"},
+	{`\./mydaemon\b`, "is the reader's program; internal/detaching does this with its own"},
 	{`/usr/local/sbin/`, "is what the reader has installed; examples/units_test.go does this with its own"},
 	{`^go (get|install)\b|\bgo run \S+@|^git\b`, "need the network"},
 	{`\.ci/`, "runs this test"},
@@ -317,15 +319,15 @@ func checkShell(t *testing.T, checkout string, blocks []block) (faults []string)
 			if goTestLine.MatchString(line) {
 				line = goTestLine.ReplaceAllString(line, "$1$2 -run='^$$' -bench= -fuzz=")
 			}
-			if strings.Contains(line, "-race") && !haveCompiler() {
-				skipUnlessForbidden(t, "the race detector needs gcc")
+			if strings.Contains(line, "-race") && !testdaemon.HaveCompiler() {
+				testdaemon.SkipUnlessForbidden(t, "the race detector needs gcc")
 			}
 			script += line + "\n"
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		cmd := exec.CommandContext(ctx, "/bin/sh", "-c", script)
-		cmd.Dir, cmd.Env = checkout, cleanEnvironment()
-		cmd.WaitDelay = patience
+		cmd.Dir, cmd.Env = checkout, testdaemon.CleanEnvironment()
+		cmd.WaitDelay = testdaemon.Patience
 		if out, err := cmd.CombinedOutput(); err != nil {
 			faults = append(faults, fmt.Sprintf("%v: %v\n%s%s", b, err, script, out))
 		}
@@ -357,36 +359,12 @@ next:
 	return lines
 }
 
-func haveCompiler() bool {
-	_, err := exec.LookPath("gcc")
-	return err == nil
-}
-
-// goCommand returns one that asks nobody but this machine.
-func goCommand(t *testing.T, dir string, args ...string) *exec.Cmd {
-	t.Helper()
-	if _, err := exec.LookPath("go"); err != nil {
-		skipUnlessForbidden(t, "no go command: "+err.Error())
-	}
-	cmd := exec.Command("go", args...)
-	cmd.Dir, cmd.Env = dir, cleanEnvironment()
-	return cmd
-}
-
-// cleanEnvironment is a user's, with no supervisor in it, no network for the
-// go command, and this machine's own architecture.
-func cleanEnvironment() []string {
-	foreign := regexp.MustCompile(`^(NOTIFY_SOCKET|UPSTART_JOB|WATCHDOG_\w+|LISTEN_\w+|DAEMON_TEST_\w+|GOARCH|CGO_ENABLED)=`)
-	environment := slices.DeleteFunc(os.Environ(), foreign.MatchString)
-	return append(environment, "GOPROXY=off", "GOWORK=off")
-}
-
 // checkUnits has systemd read each block as the unit mydaemon, or, of a service
 // that starts nothing, as a drop-in of it.
 func checkUnits(t *testing.T, _ string, blocks []block) (faults []string) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		skipUnlessForbidden(t, err.Error())
+		testdaemon.SkipUnlessForbidden(t, err.Error())
 	}
 	for _, b := range blocks {
 		files := unitFiles(b.text)

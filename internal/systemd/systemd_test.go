@@ -1,62 +1,25 @@
 //go:build linux
 
-package daemon_test
+package systemd
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
-	"os/exec"
-	"os/signal"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
 
-	"github.com/seed-10280e03/daemon"
-	"golang.org/x/sys/unix"
+	"github.com/seed-10280e03/daemon/internal/systemd/keeper"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
+	"github.com/seed-10280e03/daemon/internal/testdaemon/agreed"
 )
 
 // What a real systemd believes of services made with this package.
-
-func init() {
-	programs["systemd-helper"] = helper
-	programs["systemd-web"] = web
-	programs["systemd-client"] = client
-
-	orders["detach"] = func(string) error { return daemon.Detach() }
-	orders["ready"] = func(string) error { return daemon.Ready() }
-	orders["ready-status"] = func(text string) error { return daemon.Ready(daemon.Status(text)) }
-	orders["ready-child"] = func(string) error { return readyForChild() }
-	orders["reloading"] = func(text string) error { return daemon.Reloading(daemon.Status(text)) }
-	orders["stopping"] = func(text string) error { return daemon.Stopping(daemon.Status(text)) }
-	orders["status"] = func(text string) error { return daemon.Notify(daemon.Status(text)) }
-	orders["fail"] = func(string) error {
-		return daemon.Fail(fmt.Errorf("open the shop: %w", os.NewSyscallError("bind", syscall.EADDRINUSE)))
-	}
-	orders["extend"] = func(string) error { return daemon.Notify(daemon.ExtendTimeout(time.Hour)) }
-	orders["barrier"] = func(string) error { return barrier() }
-	orders["helper"] = startHelper
-	orders["watchdog"] = startWatchdog
-	orders["store"] = store
-	orders["remove"] = daemon.RemoveFiles
-	questions["files"] = files
-}
-
-// barrier makes sure that systemd has handled what was said so far.
-func barrier() error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	return daemon.Barrier(ctx)
-}
 
 func TestSystemdStartBlocksUntilReady(t *testing.T) {
 	u := systemManager(t).unit(t, "systemd-puppet", "Type=notify")
@@ -65,7 +28,7 @@ func TestSystemdStartBlocksUntilReady(t *testing.T) {
 	u.want("ActiveState", "activating", "SubState", "start")
 	start.mustBlock()
 
-	p.do("ready")
+	p.Do("ready")
 	start.succeeds()
 	u.want("ActiveState", "active", "SubState", "running",
 		"StatusText", "ready", "MainPID", p.pid, "NRestarts", "0")
@@ -75,18 +38,18 @@ func TestSystemdStartBlocksUntilReady(t *testing.T) {
 func TestSystemdShowsStatusUntilTheServiceHasDrained(t *testing.T) {
 	u := systemManager(t).unit(t, "systemd-puppet", "Type=notify")
 	p := u.startReady()
-	p.do("status 17 connections")
-	p.do("barrier")
+	p.Do("status 17 connections")
+	p.Do("barrier")
 	u.want("StatusText", "17 connections", "ActiveState", "active")
 
 	// Stopping on its own accord, before systemd asks for it.
-	p.do("stopping draining 3 connections")
-	p.do("barrier")
+	p.Do("stopping draining 3 connections")
+	p.Do("barrier")
 	u.want("ActiveState", "deactivating", "SubState", "stop-sigterm", "StatusText", "draining 3 connections")
-	p.do("status draining 1 connection")
-	p.do("barrier")
+	p.Do("status draining 1 connection")
+	p.Do("barrier")
 	u.want("SubState", "stop-sigterm", "StatusText", "draining 1 connection", "MainPID", p.pid)
-	p.send("exit 0")
+	p.Send("exit 0")
 	u.await("ActiveState", "inactive")
 	u.want("Result", "success")
 }
@@ -95,13 +58,13 @@ func TestSystemdStopBlocksWhileTheServiceDrains(t *testing.T) {
 	u := systemManager(t).unit(t, "systemd-puppet", "Type=notify")
 	p := u.startReady()
 	stop := u.begin("stop")
-	p.mustHear("terminated")
-	p.do("stopping draining 3 connections")
-	p.do("barrier")
+	p.MustHear("terminated")
+	p.Do("stopping draining 3 connections")
+	p.Do("barrier")
 	u.want("ActiveState", "deactivating", "SubState", "stop-sigterm", "StatusText", "draining 3 connections")
 	stop.mustBlock()
 
-	p.send("exit 0")
+	p.Send("exit 0")
 	stop.succeeds()
 	u.want("ActiveState", "inactive", "Result", "success", "ExecMainStatus", "0")
 }
@@ -111,7 +74,7 @@ func (u *unit) startReady() *process {
 	u.t.Helper()
 	start := u.begin("start")
 	p := u.process()
-	p.do("ready")
+	p.Do("ready")
 	start.succeeds()
 	return p
 }
@@ -142,7 +105,7 @@ func TestSystemdShowsEveryStatusAndHearsItsReady(t *testing.T) {
 			u := systemManager(t).unit(t, "systemd-puppet", "Type=notify")
 			start := u.begin("start")
 			p := u.process()
-			p.do("ready-status " + test.say)
+			p.Do("ready-status " + test.say)
 			start.succeeds()
 			u.want("StatusText", test.show, "ActiveState", "active", "MainPID", p.pid)
 		})
@@ -162,7 +125,7 @@ func TestSystemdShowsEveryStatusAndHearsItsReady(t *testing.T) {
 			u := systemManager(t).unit(t, "systemd-puppet", "Type=notify")
 			start := u.begin("start")
 			p := u.process()
-			p.do("ready-status " + test.say)
+			p.Do("ready-status " + test.say)
 			start.succeeds()
 			u.want("ActiveState", "active", "MainPID", p.pid)
 			got := u.show("StatusText")
@@ -177,28 +140,19 @@ func TestSystemdShowsWhyAStartFailed(t *testing.T) {
 	u := systemManager(t).unit(t, "systemd-puppet", "Type=notify")
 	start := u.begin("start")
 	p := u.process()
-	p.do("fail")
-	p.send("exit 7")
+	p.Do("fail")
+	p.Send("exit 7")
 	start.fails()
 	u.want("ActiveState", "failed", "Result", "exit-code", "ExecMainStatus", "7",
 		"StatusErrno", strconv.Itoa(int(syscall.EADDRINUSE)),
 		"StatusText", "open the shop: bind: address already in use")
 }
 
-// readyForChild makes a child process the one that systemd watches.
-func readyForChild() error {
-	child := exec.Command("/bin/sleep", "1000")
-	if err := child.Start(); err != nil {
-		return err
-	}
-	return daemon.Ready(daemon.MainPID(child.Process.Pid), daemon.Status(strconv.Itoa(child.Process.Pid)))
-}
-
 func TestSystemdWatchesTheMainPIDThatItIsTold(t *testing.T) {
 	u := systemManager(t).unit(t, "systemd-puppet", "Type=notify")
 	start := u.begin("start")
 	p := u.process()
-	p.do("ready-child")
+	p.Do("ready-child")
 	start.succeeds()
 	if main := u.show("MainPID"); main == p.pid || main != u.show("StatusText") {
 		t.Errorf("MainPID=%s, want %s", main, u.show("StatusText"))
@@ -209,10 +163,10 @@ func TestSystemdWatchesTheMainPIDThatItIsTold(t *testing.T) {
 // NotifyAccess=all the daemon may speak, and is watched from then on.
 func TestSystemdWatchesTheProcessThatIsReady(t *testing.T) {
 	u := systemManager(t).unit(t, "systemd-puppet", "Type=notify\nNotifyAccess=all\nExecStart=\n"+
-		"ExecStart=/bin/sh -c '"+insideBinary+"; exit 1'")
+		"ExecStart=/bin/sh -c '"+keeper.InsideBinary+"; exit 1'")
 	p := u.startReady()
 	u.want("ActiveState", "active", "MainPID", p.pid, "StatusText", "ready")
-	p.send("exit 0") // and not the shell's 1
+	p.Send("exit 0") // and not the shell's 1
 	u.await("ActiveState", "inactive")
 	u.want("Result", "success")
 }
@@ -226,7 +180,7 @@ func TestSystemdWaitsLongerForAServiceThatAsks(t *testing.T) {
 	u := m.unit(t, "systemd-puppet", service)
 	start := u.begin("start")
 	p := u.process()
-	p.do("extend")
+	p.Do("extend")
 
 	silent := m.unit(t, "systemd-puppet", service)
 	late := silent.begin("start")
@@ -236,7 +190,7 @@ func TestSystemdWaitsLongerForAServiceThatAsks(t *testing.T) {
 
 	u.want("ActiveState", "activating", "SubState", "start")
 	start.mustBlock()
-	p.do("ready")
+	p.Do("ready")
 	start.succeeds()
 	u.want("ActiveState", "active", "MainPID", p.pid)
 }
@@ -244,30 +198,8 @@ func TestSystemdWaitsLongerForAServiceThatAsks(t *testing.T) {
 // mustHearAndExit lets a process end by the signal.
 func (p *process) mustHearAndExit(signal string) {
 	p.t.Helper()
-	p.mustHear(signal)
-	p.send("exit 0")
-}
-
-// startWatchdog runs RunWatchdog until its argument, a status, is not empty;
-// then the service is unhealthy.
-func startWatchdog(sick string) error {
-	health.mu.Lock()
-	defer health.mu.Unlock()
-	if sick != "" {
-		health.err = errors.New(sick)
-		return nil
-	}
-	go daemon.RunWatchdog(context.Background(), func() error {
-		health.mu.Lock()
-		defer health.mu.Unlock()
-		return health.err
-	})
-	return nil
-}
-
-var health struct {
-	mu  sync.Mutex
-	err error
+	p.MustHear(signal)
+	p.Send("exit 0")
 }
 
 // Two services have the same watchdog. The one that beats lives on when the
@@ -278,7 +210,7 @@ func TestSystemdWatchdogKillsOnlyWhoDoesNotBeat(t *testing.T) {
 	m := systemManager(t)
 	u := m.unit(t, "systemd-puppet", service)
 	p := u.startReady()
-	p.do("watchdog")
+	p.Do("watchdog")
 
 	silent := m.unit(t, "systemd-puppet", service)
 	silent.startReady()
@@ -286,28 +218,9 @@ func TestSystemdWatchdogKillsOnlyWhoDoesNotBeat(t *testing.T) {
 	silent.want("Result", "watchdog")
 	u.want("ActiveState", "active", "MainPID", p.pid, "StatusText", "ready")
 
-	p.do("watchdog the disk is full")
+	p.Do("watchdog the disk is full")
 	u.await("ActiveState", "failed")
 	u.want("Result", "watchdog", "StatusText", "the disk is full")
-}
-
-// helper is a process of the service that says one thing and ends.
-func helper() {
-	err := daemon.Notify(daemon.Status(os.Args[1]))
-	if err == nil {
-		err = barrier()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
-
-func startHelper(status string) error {
-	cmd := exec.Command("/proc/self/exe", status)
-	cmd.Env = append(os.Environ(), testProgram+"=systemd-helper")
-	cmd.Stderr = os.Stderr
-	return cmd.Run()
 }
 
 func TestSystemdHearsAHelperThatEndsAtOnce(t *testing.T) {
@@ -315,173 +228,49 @@ func TestSystemdHearsAHelperThatEndsAtOnce(t *testing.T) {
 	p := u.startReady()
 	for i := range 100 {
 		status := fmt.Sprintf("helper %d", i)
-		p.do("helper " + status)
+		p.Do("helper " + status)
 		u.want("StatusText", status)
 	}
-}
-
-// store hands systemd a file, "name content", to keep.
-func store(argument string) error {
-	name, content, _ := strings.Cut(argument, " ")
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	if err != nil {
-		return err
-	}
-	file := os.NewFile(uintptr(fd), name)
-	defer file.Close()
-	if _, err := file.WriteString(content); err != nil {
-		return err
-	}
-	if err := daemon.StoreFiles(name, file); err != nil {
-		return err
-	}
-	return barrier()
-}
-
-// files tells the names and contents of what systemd has passed, sorted.
-func files() string {
-	var list []string
-	for _, file := range daemon.Files() {
-		content, err := io.ReadAll(io.NewSectionReader(file, 0, 1<<20))
-		if err != nil {
-			content = []byte("not a regular file")
-		}
-		list = append(list, file.Name()+"="+string(content))
-	}
-	slices.Sort(list)
-	return strings.Join(list, " ")
 }
 
 func TestSystemdKeepsStoredFilesOverRestartAndCrash(t *testing.T) {
 	u := systemManager(t).unit(t, "systemd-puppet", "Type=notify\nFileDescriptorStoreMax=10\nRestart=always\nRestartSec=0")
 	p := u.startReady()
-	if got := p.ask("files"); got != "" {
+	if got := p.Ask("files"); got != "" {
 		t.Errorf("first process has %q", got)
 	}
-	p.do("store jobs one")
-	p.do("store jobs two")
-	p.do("store users three")
+	p.Do("store jobs one")
+	p.Do("store jobs two")
+	p.Do("store users three")
 	u.want("NFileDescriptorStore", "3")
 
 	restart := u.begin("restart")
 	p.mustHearAndExit("terminated")
 	p = u.process()
-	if got, want := p.ask("files"), "jobs=one jobs=two users=three"; got != want {
+	if got, want := p.Ask("files"), "jobs=one jobs=two users=three"; got != want {
 		t.Errorf("after a restart: %q, want %q", got, want)
 	}
-	p.do("ready")
+	p.Do("ready")
 	restart.succeeds()
 
-	p.do("remove jobs")
-	p.do("barrier")
+	p.Do("remove jobs")
+	p.Do("barrier")
 	u.want("NFileDescriptorStore", "1")
-	p.send("exit 1") // systemd starts it again
+	p.Send("exit 1") // systemd starts it again
 	p = u.process()
-	if got, want := p.ask("files"), "users=three"; got != want {
+	if got, want := p.Ask("files"), "users=three"; got != want {
 		t.Errorf("after a crash: %q, want %q", got, want)
 	}
-	p.do("ready")
+	p.Do("ready")
 	u.await("ActiveState", "active")
-}
-
-// web tells everyone who connects its pid. The port is the one that systemd
-// passes as "web", or else one of its own, which systemd is then to keep.
-func web() {
-	terminated := make(chan os.Signal, 1)
-	signal.Notify(terminated, syscall.SIGTERM)
-	listener, err := webListener()
-	if err == nil {
-		err = daemon.Ready(daemon.Status(listener.Addr().String()))
-	}
-	if err != nil {
-		daemon.Fail(err)
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			fmt.Fprintln(conn, os.Getpid())
-			conn.Close()
-		}
-	}()
-	<-terminated
-	daemon.Stopping()
-	listener.Close()
-	<-served
-}
-
-func webListener() (net.Listener, error) {
-	for _, file := range daemon.Files() {
-		if file.Name() == "web" {
-			return net.FileListener(file)
-		}
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	file, err := listener.(*net.TCPListener).File()
-	if err != nil {
-		return nil, err
-	}
-	return listener, daemon.StoreFiles("web", file)
-}
-
-// client connects to its argument again and again, until its standard input
-// ends. It prints each change of what it is told and each failure, and at the
-// end "end".
-func client() {
-	done := make(chan struct{})
-	go func() {
-		io.Copy(io.Discard, os.Stdin)
-		close(done)
-	}()
-	var last string
-	for {
-		select {
-		case <-done:
-			fmt.Println("end")
-			return
-		default:
-		}
-		answer, err := connect(os.Args[1])
-		if err != nil {
-			answer = "failed: " + err.Error()
-		}
-		if answer != last {
-			fmt.Println(answer)
-		}
-		last = answer
-	}
-}
-
-func connect(address string) (answer string, err error) {
-	conn, err := net.DialTimeout("tcp", address, patience)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(patience))
-	text, err := io.ReadAll(conn)
-	if err == nil && len(text) == 0 {
-		err = io.ErrUnexpectedEOF
-	}
-	return strings.TrimSpace(string(text)), err
 }
 
 // mustServeOverRestarts restarts the service while a client connects to it all
 // the time, and fails the test unless every connection is answered.
 func (u *unit) mustServeOverRestarts(address string) {
 	u.t.Helper()
-	cmd := u.m.command(insideBinary, address)
-	cmd.Env = append(cmd.Env, testProgram+"=systemd-client")
+	cmd := u.m.Command(keeper.InsideBinary, address)
+	cmd.Env = append(cmd.Env, agreed.Program+"=systemd-client")
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		u.t.Fatal(err)
@@ -499,7 +288,7 @@ func (u *unit) mustServeOverRestarts(address string) {
 	said := bufio.NewScanner(stdout)
 	mustSay := func(want string) {
 		u.t.Helper()
-		stdout.(*os.File).SetReadDeadline(time.Now().Add(patience))
+		stdout.(*os.File).SetReadDeadline(time.Now().Add(testdaemon.Patience))
 		if said.Scan(); said.Text() != want {
 			u.t.Fatalf("the client says %q, want %q (%v)", said.Text(), want, said.Err())
 		}
@@ -550,30 +339,30 @@ func TestSystemdReloadOfANotifyService(t *testing.T) {
 	if out, err := u.m.systemctl("kill", "--signal=HUP", u.name+".service"); err != nil {
 		t.Fatalf("kill: %v: %s", err, out)
 	}
-	p.mustHear("hangup")
-	p.do("reloading reading the new configuration")
-	p.do("barrier")
+	p.MustHear("hangup")
+	p.Do("reloading reading the new configuration")
+	p.Do("barrier")
 	u.want("ActiveState", "reloading", "StatusText", "reading the new configuration")
-	p.do("ready")
-	p.do("barrier")
+	p.Do("ready")
+	p.Do("barrier")
 	u.want("ActiveState", "active", "StatusText", "ready", "MainPID", p.pid)
 }
 
 func TestSystemdReloadBlocksUntilReady(t *testing.T) {
 	m := systemManager(t)
-	if m.version < 253 {
-		t.Skipf("systemd %d has no Type=notify-reload", m.version)
+	if m.Version < 253 {
+		t.Skipf("systemd %d has no Type=notify-reload", m.Version)
 	}
 	u := m.unit(t, "systemd-puppet", "Type=notify-reload")
 	p := u.startReady()
 	for _, status := range []string{"ready, with the new configuration", "ready, with the old: line 3: no such key"} {
 		reload := u.begin("reload")
-		p.mustHear("hangup")
-		p.do("reloading reading the new configuration")
-		p.do("barrier")
+		p.MustHear("hangup")
+		p.Do("reloading reading the new configuration")
+		p.Do("barrier")
 		u.want("ActiveState", "reloading", "SubState", "reload-notify", "StatusText", "reading the new configuration")
 		reload.mustBlock()
-		p.do("ready-status " + status)
+		p.Do("ready-status " + status)
 		reload.succeeds()
 		u.want("ActiveState", "active", "SubState", "running", "StatusText", status, "MainPID", p.pid)
 	}
@@ -600,11 +389,11 @@ func TestSystemdServiceThatIsNotWaitedForStaysInTheForeground(t *testing.T) {
 // staysReady calls Detach and Ready, which must leave the process where it is.
 func (u *unit) staysReady(p *process, status string) {
 	u.t.Helper()
-	p.do("detach")
-	p.do("ready")
-	p.do("barrier")
+	p.Do("detach")
+	p.Do("ready")
+	p.Do("barrier")
 	u.want("ActiveState", "active", "SubState", "running", "MainPID", p.pid, "StatusText", status)
-	if pid := p.ask("pid"); pid != p.pid {
+	if pid := p.Ask("pid"); pid != p.pid {
 		u.t.Errorf("process %s was %s", pid, p.pid)
 	}
 	u.wantAlone()
@@ -615,7 +404,7 @@ func TestSystemdTypeForkingTimesOut(t *testing.T) {
 	u := systemManager(t).unit(t, "systemd-puppet", "Type=forking\nTimeoutStartSec=10")
 	start := u.begin("start")
 	p := u.process()
-	p.do("ready")
+	p.Do("ready")
 	u.want("ActiveState", "activating", "SubState", "start")
 	u.wantAlone()
 	start.mustBlock()
@@ -624,7 +413,7 @@ func TestSystemdTypeForkingTimesOut(t *testing.T) {
 	p.mustHearAndExit("terminated")
 	start.fails()
 	u.want("ActiveState", "failed", "Result", "timeout")
-	p.ends()
+	p.Ends()
 	if _, err := os.Stat(cgroup); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("its cgroup is left: %v", err)
 	}
@@ -650,19 +439,19 @@ func TestSystemdSandboxLetsNotificationsThrough(t *testing.T) {
 			start := u.begin("start")
 			p := u.process()
 			u.want("ActiveState", "activating")
-			p.do("ready")
+			p.Do("ready")
 			start.succeeds()
 			u.want("StatusText", "ready", "MainPID", p.pid)
-			p.do("watchdog")
-			p.do("store jobs one")
+			p.Do("watchdog")
+			p.Do("store jobs one")
 			u.want("NFileDescriptorStore", "1")
 
 			stop := u.begin("stop")
-			p.mustHear("terminated")
-			p.do("stopping draining")
-			p.do("barrier")
+			p.MustHear("terminated")
+			p.Do("stopping draining")
+			p.Do("barrier")
 			u.want("ActiveState", "deactivating", "StatusText", "draining")
-			p.send("exit 0")
+			p.Send("exit 0")
 			stop.succeeds()
 			u.want("Result", "success")
 		})
@@ -677,16 +466,16 @@ func TestSystemdUserManager(t *testing.T) {
 		p := u.process()
 		u.want("ActiveState", "activating", "SubState", "start")
 		start.mustBlock()
-		p.do("ready")
+		p.Do("ready")
 		start.succeeds()
 		u.staysReady(p, "ready")
 
 		stop := u.begin("stop")
-		p.mustHear("terminated")
-		p.do("stopping draining")
-		p.do("barrier")
+		p.MustHear("terminated")
+		p.Do("stopping draining")
+		p.Do("barrier")
 		u.want("ActiveState", "deactivating", "StatusText", "draining")
-		p.send("exit 0")
+		p.Send("exit 0")
 		stop.succeeds()
 	})
 	// Its parent is not PID 1: only SYSTEMD_EXEC_PID tells who started it.

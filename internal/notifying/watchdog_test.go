@@ -1,95 +1,20 @@
 //go:build linux
 
-package daemon_test
+package notifying_test
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"math"
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/seed-10280e03/daemon"
 	"github.com/seed-10280e03/daemon/daemontest"
-	"golang.org/x/sys/unix"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
 )
-
-func TestWatchdogTimeout(t *testing.T) {
-	own, other := strconv.Itoa(os.Getpid()), strconv.Itoa(os.Getppid())
-	const longest = math.MaxInt64 / 1000 * time.Microsecond
-	for _, test := range []struct {
-		usec, pid string
-		want      time.Duration
-		culprit   string // where it is an error
-	}{
-		{"3000000", "", 3 * time.Second, ""},
-		{"3000000", own, 3 * time.Second, ""},
-		{"1", own, time.Microsecond, ""},
-		{"0003", "", 3 * time.Microsecond, ""},
-		{"9223372036854775", "", longest, ""},
-		{"9223372036854776", "", longest, ""},
-		{"9223372036854775807", "", longest, ""},
-
-		{"", "", 0, ""},
-		{"", own, 0, ""},
-		{"", "x", 0, ""},
-		{"3000000", other, 0, ""},
-		{"3000000", "1", 0, ""},
-
-		{"0", "", 0, "WATCHDOG_USEC"},
-		{"0", own, 0, "WATCHDOG_USEC"},
-		{"-1", "", 0, "WATCHDOG_USEC"},
-		{"-0", "", 0, "WATCHDOG_USEC"},
-		{"+1", "", 0, "WATCHDOG_USEC"},
-		{"3s", "", 0, "WATCHDOG_USEC"},
-		{"1.5", "", 0, "WATCHDOG_USEC"},
-		{"0x10", "", 0, "WATCHDOG_USEC"},
-		{"1_000", "", 0, "WATCHDOG_USEC"},
-		{" ", "", 0, "WATCHDOG_USEC"},
-		{"9223372036854775808", "", 0, "WATCHDOG_USEC"},
-		{"18446744073709551615", "", 0, "WATCHDOG_USEC"},
-		{"18446744073709551617", "", 0, "WATCHDOG_USEC"},
-		{"1", "0", 0, "WATCHDOG_PID"},
-		{"1", "-1", 0, "WATCHDOG_PID"},
-		{"1", "+" + own, 0, "WATCHDOG_PID"},
-		{"1", own + "x", 0, "WATCHDOG_PID"},
-		{"1", "x", 0, "WATCHDOG_PID"},
-		{"1", "4294967297", 0, "WATCHDOG_PID"},
-	} {
-		t.Run(fmt.Sprintf("%q %q", test.usec, test.pid), func(t *testing.T) {
-			t.Setenv("WATCHDOG_USEC", test.usec)
-			t.Setenv("WATCHDOG_PID", test.pid)
-			got, err := daemon.WatchdogTimeout()
-			if test.culprit == "" {
-				if got != test.want || err != nil {
-					t.Errorf("%v, %v, want %v", got, err, test.want)
-				}
-				return
-			}
-			ended, cancel := context.WithCancel(t.Context())
-			cancel()
-			for _, err := range []error{err, daemon.RunWatchdog(ended, nil)} {
-				if got != 0 || !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), test.culprit) {
-					t.Errorf("%v, %v, want %v of %s", got, err, unix.EINVAL, test.culprit)
-				}
-			}
-		})
-	}
-	t.Run("unset", func(t *testing.T) {
-		for _, variable := range []string{"WATCHDOG_USEC", "WATCHDOG_PID"} {
-			t.Setenv(variable, "")
-			os.Unsetenv(variable)
-		}
-		if got, err := daemon.WatchdogTimeout(); got != 0 || err != nil {
-			t.Errorf("%v, %v, want 0", got, err)
-		}
-	})
-}
 
 // watched is a notify socket with a watchdog, and runWatchdog as long as the
 // test lasts; stop ends it and tells what it returned.
@@ -186,7 +111,7 @@ func TestRunWatchdogShowsWhyItDoesNotBeat(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
-	hears(t, systemd, nil, "")
+	testdaemon.Hears(t, systemd, nil, "")
 }
 
 func TestRunWatchdogDoesNotBeatWhileHealthyBlocks(t *testing.T) {
@@ -208,7 +133,7 @@ func TestRunWatchdogDoesNotBeatWhileHealthyBlocks(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
-	hears(t, systemd, nil, "")
+	testdaemon.Hears(t, systemd, nil, "")
 }
 
 // lateContext has whoever looks at Done wait until healthy has returned.
@@ -238,23 +163,23 @@ func TestRunWatchdogIsSilentOnceItsContextHasEnded(t *testing.T) {
 			cancel()
 			return ctx.Err()
 		})
-		hears(t, systemd, err, "")
+		testdaemon.Hears(t, systemd, err, "")
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	hears(t, systemd, daemon.RunWatchdog(ended, nil), "")
+	testdaemon.Hears(t, systemd, daemon.RunWatchdog(ended, nil), "")
 }
 
 func TestRunWatchdogGoesOnWhereABeatCannotBeSent(t *testing.T) {
-	m := listenByHand(t)
+	m := testdaemon.ListenByHand(t)
 	health := make(inquiry)
 	_, stop := watched(t, 2*time.Millisecond, health.ask)
-	t.Setenv("NOTIFY_SOCKET", m.address)
+	t.Setenv("NOTIFY_SOCKET", m.Address)
 	answer := health.next(t)
 	hear := func(result error, want string) {
 		t.Helper()
 		answer <- result
-		if got := m.next(); got != want {
+		if got := m.Next(); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
 		answer = health.next(t)
@@ -266,13 +191,13 @@ func TestRunWatchdogGoesOnWhereABeatCannotBeSent(t *testing.T) {
 			hear(result, "STATUS=sick\n")
 			back = beat + "STATUS=\n" // which could not be sent before
 		}
-		m.close()
+		m.Close()
 		for range 3 {
 			answer <- nil
 			answer = health.next(t)
 		}
-		os.Remove(m.address)
-		m = openMailbox(t, m.address)
+		os.Remove(m.Address)
+		m = testdaemon.OpenMailbox(t, m.Address)
 		hear(nil, back)
 		hear(nil, beat)
 	}
@@ -284,10 +209,10 @@ func TestRunWatchdogGoesOnWhereABeatCannotBeSent(t *testing.T) {
 // A beat that waits for room would be over only after 5 s.
 func TestRunWatchdogEndsWithItsContextWhereTheQueueIsFull(t *testing.T) {
 	const watchdogs = 3
-	m := listenByHand(t)
-	t.Setenv("NOTIFY_SOCKET", m.address)
+	m := testdaemon.ListenByHand(t)
+	t.Setenv("NOTIFY_SOCKET", m.Address)
 	t.Setenv("WATCHDOG_USEC", "1000000")
-	sent := m.fill()
+	sent := m.Fill()
 	begun := time.Now()
 	for range watchdogs {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -302,8 +227,8 @@ func TestRunWatchdogEndsWithItsContextWhereTheQueueIsFull(t *testing.T) {
 	if took := time.Since(begun); took >= watchdogs*5*time.Second-time.Second {
 		t.Errorf("took %v", took)
 	}
-	m.drain(sent)
-	if got, ok := m.take(); ok {
+	m.Drain(sent)
+	if got, ok := m.Take(); ok {
 		t.Errorf("%q arrived", got)
 	}
 }
@@ -314,6 +239,6 @@ func TestRunWatchdogEndsAtOnceWhereTheWatchdogIsOff(t *testing.T) {
 		t.Setenv("WATCHDOG_USEC", env[0])
 		t.Setenv("WATCHDOG_PID", env[1])
 		err := daemon.RunWatchdog(context.Background(), func() error { return errors.New("called") })
-		hears(t, systemd, err, "")
+		testdaemon.Hears(t, systemd, err, "")
 	}
 }
