@@ -344,7 +344,9 @@ func TestNotifySocketIsNoStandardDescriptor(t *testing.T) {
 		for _, closed := range []string{"<&-", ">&-", "2>&-", "<&- >&- 2>&-"} {
 			t.Run(name+" "+closed, func(t *testing.T) {
 				m := testdaemon.OpenMailbox(t, testdaemon.Directory(t)+"/notify")
-				c := testdaemon.StartCommand(t, testdaemon.InShell(testdaemon.Program(t, name), `exec "$0" `+closed, "NOTIFY_SOCKET="+m.Address))
+				cmd := testdaemon.UnderShell(testdaemon.Program(t, name), `exec "$@" `+closed)
+				cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+m.Address)
+				c := testdaemon.StartCommand(t, cmd)
 				m.Hears(c, agreed.Verbs[0].Want)
 				got := m.Next()
 				fd, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(got, "STATUS="), "\n"))

@@ -259,13 +259,6 @@ func Wrap(cmd *exec.Cmd, argv ...string) *exec.Cmd {
 // UnderShell has a shell run a script, where "$@" is the command.
 func UnderShell(cmd *exec.Cmd, script string) *exec.Cmd { return Wrap(cmd, "sh", "-c", script, "sh") }
 
-// InShell has a shell execute a program in its own place, as "$0" of the script.
-func InShell(cmd *exec.Cmd, script string, env ...string) *exec.Cmd {
-	shell := exec.Command("sh", append([]string{"-c", script}, cmd.Args...)...)
-	shell.Env = append(cmd.Env, env...)
-	return shell
-}
-
 // InNamespaces has unshare(1) run the command, with rights to do so.
 func InNamespaces(t testing.TB, cmd *exec.Cmd, flags ...string) *exec.Cmd {
 	t.Helper()

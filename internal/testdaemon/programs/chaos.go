@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The daemon of the chaos test tells how far it is.
+// init adds the daemon of the chaos test, which tells how far it is.
 func init() {
 	programs["chaos"] = chaosDaemon
 	if _, ok := os.LookupEnv(agreed.ChaosMark); ok {

@@ -16,12 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Programs that read what a supervisor has left them.
+// init adds programs that read what a supervisor has left them.
 func init() {
 	programs["env-orders"] = obeyOrders
 	programs["env-inherit"] = tellInherited
 	programs["env-race"] = notifyWhileUnsetting
 	programs["files-passed"] = tellFiles
+	questions["files"] = files
 }
 
 // obeyOrders changes its environment by KEY=value, -KEY and "unset"
@@ -102,4 +103,18 @@ func tellFiles() {
 		again[0] = nil // in the caller's own list
 		fmt.Println(daemon.Files()[0] == files[0] && files[0] != nil)
 	}
+}
+
+// files tells the names and contents of what systemd has passed, sorted.
+func files() string {
+	var list []string
+	for _, file := range daemon.Files() {
+		content, err := io.ReadAll(io.NewSectionReader(file, 0, 1<<20))
+		if err != nil {
+			content = []byte("not a regular file")
+		}
+		list = append(list, file.Name()+"="+string(content))
+	}
+	slices.Sort(list)
+	return strings.Join(list, " ")
 }

@@ -20,7 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Programs that notify, also where the receiver or the process itself is not well.
+// init adds programs that notify, also if the receiver or the process itself is
+// not well.
 func init() {
 	programs["notify-ready"] = func() {
 		err := daemon.Ready()

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,7 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Programs and orders that talk to systemd.
+// init adds programs and orders that talk to systemd, and the two that boot one.
 func init() {
 	programs["systemd-helper"] = helper
 	programs["systemd-web"] = web
@@ -46,7 +45,6 @@ func init() {
 	orders["watchdog"] = startWatchdog
 	orders["store"] = store
 	orders["remove"] = daemon.RemoveFiles
-	questions["files"] = files
 }
 
 // patience is how long systemd may take to answer.
@@ -127,20 +125,6 @@ func store(argument string) error {
 	return barrier()
 }
 
-// files tells the names and contents of what systemd has passed, sorted.
-func files() string {
-	var list []string
-	for _, file := range daemon.Files() {
-		content, err := io.ReadAll(io.NewSectionReader(file, 0, 1<<20))
-		if err != nil {
-			content = []byte("not a regular file")
-		}
-		list = append(list, file.Name()+"="+string(content))
-	}
-	slices.Sort(list)
-	return strings.Join(list, " ")
-}
-
 // web tells everyone who connects its pid. The port is the one that systemd
 // passes as "web", or else one of its own, which systemd is then to keep.
 func web() {
@@ -159,14 +143,7 @@ func web() {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			fmt.Fprintln(conn, os.Getpid())
-			conn.Close()
-		}
+		answerPID(listener)
 	}()
 	<-terminated
 	daemon.Stopping()

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Programs that stop themselves.
+// init adds programs that stop themselves.
 func init() {
 	programs["upstart-stop"] = upstartStop
 	programs["upstart-pid1"] = upstartAsPID1
