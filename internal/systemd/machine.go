@@ -32,7 +32,7 @@ import (
 // A Machine is a systemd that was booted for the tests.
 type Machine struct {
 	once    sync.Once
-	skip    error // why this machine can't boot one
+	skip    error // why the keeper can't boot one here
 	err     error // why the boot failed
 	keeper  *exec.Cmd
 	hold    io.Closer // the keeper's standard input
@@ -44,19 +44,20 @@ type Machine struct {
 
 var theMachine Machine
 
-// Boot returns the machine with the booted systemd. Where there can be
-// none it skips the test, or fails it if DAEMON_TEST_NO_SKIP is set.
-func Boot(t *testing.T) *Machine {
+// Boot returns the machine, once systemd has been booted. If that can't be done
+// here it skips the test, or fails it if DAEMON_TEST_NO_SKIP is set.
+func Boot(t testing.TB) *Machine {
 	t.Helper()
+	if err := cannotBoot(); err != nil {
+		testdaemon.SkipUnlessForbidden(t, err.Error())
+	}
+	program := testdaemon.Program(t, "systemd-keeper")
+	testdaemon.AloneUntilExit(t)
 	m := &theMachine
 	m.once.Do(func() {
 		start := time.Now()
-		if m.skip = cannotBoot(); m.skip != nil {
-			return
-		}
-		testdaemon.AloneUntilExit(t)
 		testdaemon.AtExit(m.stop)
-		if m.skip, m.err = m.boot(testdaemon.Program(t, "systemd-keeper")); m.skip == nil && m.err == nil {
+		if m.skip, m.err = m.boot(program); m.skip == nil && m.err == nil {
 			t.Logf("systemd %d booted in %v", m.Version, time.Since(start).Round(time.Millisecond))
 		}
 	})

@@ -24,8 +24,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Line is where the puppets of one test call in. It finds them also where
-// they don't, by its address, which is in their environment.
+// A Line is where the puppets of one test call in. It also finds those that do
+// not call, by its address, which is in their environment.
 type Line struct {
 	t        testing.TB
 	Address  string
@@ -34,19 +34,11 @@ type Line struct {
 	callers  []Caller
 }
 
-// Printed returns what the callers have seen.
-func (l *Line) Printed() (all []string) {
-	for _, c := range l.callers {
-		all = append(all, c.Printed())
-	}
-	return all
-}
-
 var lines atomic.Int64
 
-// handleIgnored has the puppets start with all signals at their default, also
-// where whoever runs the tests has some ignored (`go test &` in a script): what
-// the tests handle, what they start does not.
+// handleIgnored makes the puppets start with the default action of all signals,
+// even if whoever runs the tests ignores some (`go test &` in a script): a signal
+// that the tests handle is not ignored by what they start.
 var handleIgnored = sync.OnceFunc(func() {
 	for _, s := range []os.Signal{unix.SIGHUP, unix.SIGINT} {
 		if signal.Ignored(s) {
@@ -55,7 +47,7 @@ var handleIgnored = sync.OnceFunc(func() {
 	}
 })
 
-// NewLine makes one.
+// NewLine makes one for the time of the test, which fails if a puppet is left.
 func NewLine(t testing.TB) *Line {
 	t.Helper()
 	handleIgnored()
@@ -124,6 +116,14 @@ func (l *Line) Processes() (pids []int) {
 		}
 	}
 	return pids
+}
+
+// Printed returns what the callers have seen.
+func (l *Line) Printed() (all []string) {
+	for _, c := range l.callers {
+		all = append(all, c.Printed())
+	}
+	return all
 }
 
 // MustBeOver waits for the end of all puppets.

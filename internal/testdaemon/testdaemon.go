@@ -21,7 +21,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -170,59 +169,6 @@ func MustBeRoot(t testing.TB) {
 	}
 }
 
-// Alone waits until no other test that calls it is under way, in whatever test
-// process of this module. For those that keep the whole machine busy, or have
-// deadlines that suffer from it.
-func Alone(t testing.TB) {
-	t.Helper()
-	release, err := lock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(release)
-}
-
-// AloneUntilExit is Alone for the rest of the test process.
-func AloneUntilExit(t testing.TB) {
-	t.Helper()
-	release, err := lock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	AtExit(release)
-}
-
-// lock takes a lock on the module's directory, which ends with the process too.
-func lock() (release func(), err error) {
-	root, err := Root()
-	if err != nil {
-		return nil, err
-	}
-	dir, err := os.Open(root)
-	if err != nil {
-		return nil, err
-	}
-	for err = unix.EINTR; err == unix.EINTR; {
-		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX)
-	}
-	return func() { dir.Close() }, err
-}
-
-// Root returns the module's directory, above that of the running test.
-func Root() (dir string, err error) {
-	dir, err = os.Getwd()
-	for err == nil {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir, nil
-		}
-		if dir == filepath.Dir(dir) {
-			return "", errors.New("no go.mod above the working directory")
-		}
-		dir = filepath.Dir(dir)
-	}
-	return dir, err
-}
-
 // Directory makes one with a path short enough for a socket.
 func Directory(t testing.TB) string {
 	t.Helper()
@@ -247,47 +193,6 @@ func Memory(t testing.TB, content string) *os.File {
 		t.Fatal(err)
 	}
 	return file
-}
-
-// Wrap has another program run the command, which is added to its arguments.
-func Wrap(cmd *exec.Cmd, argv ...string) *exec.Cmd {
-	wrapped := exec.Command(argv[0], slices.Concat(argv[1:], []string{cmd.Path}, cmd.Args[1:])...)
-	wrapped.Env, wrapped.Dir, wrapped.ExtraFiles = cmd.Env, cmd.Dir, cmd.ExtraFiles
-	return wrapped
-}
-
-// UnderShell has a shell run a script, where "$@" is the command.
-func UnderShell(cmd *exec.Cmd, script string) *exec.Cmd { return Wrap(cmd, "sh", "-c", script, "sh") }
-
-// InNamespaces has unshare(1) run the command, with rights to do so.
-func InNamespaces(t testing.TB, cmd *exec.Cmd, flags ...string) *exec.Cmd {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		flags = append([]string{"--user", "--map-root-user"}, flags...)
-	}
-	if out, err := exec.Command("unshare", append(flags, "true")...).CombinedOutput(); err != nil {
-		SkipUnlessForbidden(t, fmt.Sprintf("unshare %v: %v: %s", flags, err, out))
-	}
-	return Wrap(cmd, append([]string{"unshare"}, flags...)...)
-}
-
-// Nobody is the id of a user who owns nothing.
-const Nobody = 65534
-
-// AsNobody has that user run the command, also where the file is in a directory
-// that only root may enter: it is passed as the first descriptor after those
-// that the command is to have.
-func AsNobody(t testing.TB, cmd *exec.Cmd) *exec.Cmd {
-	t.Helper()
-	file, err := os.Open(cmd.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { file.Close() })
-	cmd.Path = fmt.Sprintf("/proc/self/fd/%d", 3+len(cmd.ExtraFiles))
-	cmd.ExtraFiles = append(cmd.ExtraFiles, file)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: Nobody, Gid: Nobody}}
-	return cmd
 }
 
 // WaitUntil waits for a condition that nobody tells of.
