@@ -19,6 +19,7 @@ import (
 
 	"github.com/seed-10280e03/daemon/daemontest"
 	"github.com/seed-10280e03/daemon/internal/systemd"
+	"github.com/seed-10280e03/daemon/internal/systemd/keeper"
 	"github.com/seed-10280e03/daemon/internal/testdaemon"
 )
 
@@ -56,7 +57,7 @@ type web struct {
 	m *systemd.Machine
 }
 
-// start installs the first version and starts it.
+// startWeb installs the first version and starts it.
 func startWeb(t *testing.T, lines string) *web {
 	t.Helper()
 	m := systemd.Boot(t)
@@ -102,7 +103,7 @@ func (w *web) mustBeServedBy(pid int) {
 
 func pageOf(pid int) string { return fmt.Sprintf("Process %d serves this page.\n", pid) }
 
-// awaitEnd waits until of the service's processes one is left.
+// awaitAlone waits until this process is the only one of the service.
 func (w *web) awaitAlone(pid int) {
 	w.t.Helper()
 	w.AwaitWhen(fmt.Sprintf("process %d is alone", pid), func() bool {
@@ -179,22 +180,31 @@ func TestSystemdRestartsAfterACrash(t *testing.T) {
 
 // A version that fails leaves the old one serving, whatever it has said before.
 func TestSystemdFailedUpgradeLeavesTheOldOneServing(t *testing.T) {
-	for _, test := range []struct{ version, script string }{
-		{"fails at once", "exit 1"},
-		{"ends without a failure", "exit 0"},
-		{"is no program", ""},
-		{"fails as the main process", "systemd-notify --ready --pid=$$; kill -KILL $$"},
+	const mainProcess = "fails when it has become the main process"
+	const die = keeper.InsideDir + "/die"
+	for _, test := range []struct{ version, text string }{
+		{"fails at once", "#!/bin/sh\nexit 1\n"},
+		{"ends without a failure", "#!/bin/sh\nexit 0\n"},
+		{"is no program", "no program"},
+		{mainProcess, `#!/bin/sh
+			systemd-notify --ready --pid=$$
+			until [ -e ` + die + ` ]; do sleep 0.1; done
+			kill -KILL $$
+		`},
 	} {
 		t.Run(test.version, func(t *testing.T) {
 			w := startWeb(t, "")
+			_, pid := w.upgrade() // systemd has not started this one
+			w.awaitAlone(pid)
 			client := w.m.Client(t, address)
-			pid := w.MainPID()
-			text := "#!/bin/sh\n" + test.script + "\n"
-			if test.script == "" {
-				text = "no program"
-			}
-			w.m.WriteFile(t, installed, text, 0o755)
+			w.m.WriteFile(t, installed, test.text, 0o755)
 			w.Reload()
+			if test.version == mainProcess {
+				w.AwaitWhen("it is the main process", func() bool { return w.MainPID() != pid })
+				w.Await("SubState", "running")
+				w.m.WriteFile(t, die, "", 0o644)
+				defer os.Remove(w.m.Outside(die))
+			}
 			w.AwaitWhen("the failure is shown", func() bool {
 				return strings.HasPrefix(w.Show("StatusText"), "upgrade failed: ")
 			})
@@ -225,7 +235,7 @@ func TestSystemdStopsTheNewOne(t *testing.T) {
 			}
 			conn := w.connect()
 			stop := w.Begin("stop")
-			w.Await("SubState", "stop")
+			w.AwaitWhen("it is asked to stop", func() bool { return w.Show("ActiveState") != "active" })
 			// It waits for those who have connected.
 			for _, conn := range []net.Conn{conn, old} {
 				if !draining && conn == old {
