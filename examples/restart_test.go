@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/seed-10280e03/daemon/internal/systemd"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
 )
 
 // Inside the booted machine.
@@ -68,7 +69,7 @@ func (w *web) mustBeServedBy(pid int) {
 func TestHTTPDUpgradesRefuseNobody(t *testing.T) {
 	w := startWeb(t)
 	client := w.m.Client(t, httpdAddress)
-	for range 20 {
+	for range testdaemon.Rounds(20) {
 		before := w.MainPID()
 		w.install()
 		w.Restart()

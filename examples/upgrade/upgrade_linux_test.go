@@ -114,7 +114,7 @@ func (w *web) awaitAlone(pid int) {
 func TestSystemdUpgradesRefuseNobody(t *testing.T) {
 	w := startWeb(t, "")
 	client := w.m.Client(t, address)
-	for range 20 {
+	for range testdaemon.Rounds(20) {
 		_, pid := w.upgrade()
 		client.AwaitPage(pageOf(pid))
 		w.awaitAlone(pid) // before that it refuses another upgrade
@@ -293,6 +293,23 @@ func TestSystemdWatchesTheNewOne(t *testing.T) {
 	w.Await("NRestarts", "1")
 	w.Await("ActiveState", "active")
 	w.mustBeServedBy(w.MainPID())
+}
+
+func TestSystemdAnalyzeHasNothingToSayOfTheUnit(t *testing.T) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		testdaemon.SkipUnlessForbidden(t, err.Error())
+	}
+	text, err := os.ReadFile("upgrade.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := filepath.Join(t.TempDir(), "upgrade.service")
+	if err := os.WriteFile(unit, []byte(strings.ReplaceAll(string(text), installed, binary)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("systemd-analyze", "verify", "--recursive-errors=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 // From a shell there is nobody to tell: the daemon that the shell has started
