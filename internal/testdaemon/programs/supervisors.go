@@ -15,6 +15,7 @@ import (
 
 // Orders about who is there, and about the descriptor that it waits on.
 func init() {
+	orders["background"] = func(string) error { daemon.Background(); return nil }
 	orders["unset"] = func(string) error { daemon.UnsetEnvironment(); return nil }
 	orders["open"] = open
 	orders["move"] = move
