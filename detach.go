@@ -66,6 +66,7 @@ var atStart struct {
 	directoryID identity
 	root        identity
 	parent      int
+	supervised  bool        // the parent is a supervisor that sets no variable
 	standard    [3]identity // of descriptors 0, 1 and 2; zero if closed
 	ignored     [len(keptSignals)]bool
 }
@@ -87,7 +88,7 @@ func keepStart() {
 	s.directory, _ = unix.Getwd()
 	s.directoryID, _ = identifyPath(".")
 	s.root, _ = identifyPath("/")
-	s.parent = unix.Getppid()
+	keepParent()
 	for fd := range s.standard {
 		s.standard[fd], _ = identify(fd)
 	}

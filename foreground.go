@@ -43,7 +43,7 @@ func staysInForeground() bool {
 		return false
 	}
 	return pid == 1 || atStart.parent == 0 || // a parent outside of the PID namespace
-		inSessionOfPID1() || startedByPID1() || executedBySystemd() || startedBySupervisor()
+		inSessionOfPID1() || startedByPID1() || executedBySystemd() || atStart.supervised
 }
 
 // inSessionOfPID1 reports whether this is a container whose entry point is a
@@ -86,9 +86,32 @@ var silentSupervisors = []string{
 	"runsv", "s6-supervise", "supervise", "supervisord", "supervise-daemo", "dinit",
 }
 
-// startedBySupervisor reports whether the parent is a supervisor that would
-// start the program over and over if it left.
-func startedBySupervisor() bool {
-	name := strings.TrimSuffix(readFile("/proc/"+strconv.Itoa(atStart.parent)+"/comm"), "\n")
-	return slices.Contains(silentSupervisors, name) && unix.Getppid() == atStart.parent
+// keepParent runs before main: start-stop-daemon has often gone when Ready asks,
+// and may go at this very moment.
+func keepParent() {
+	for {
+		atStart.parent = unix.Getppid()
+		atStart.supervised = isSupervisor(atStart.parent)
+		if unix.Getppid() == atStart.parent {
+			return
+		}
+	}
+}
+
+// isSupervisor reports whether a process starts programs that must not leave.
+func isSupervisor(pid int) bool {
+	directory := "/proc/" + strconv.Itoa(pid)
+	name := strings.TrimSuffix(readFile(directory+"/comm"), "\n")
+	if name == "start-stop-daem" {
+		arguments, _, _ := strings.Cut(readFile(directory+"/cmdline"), "\x00--\x00")
+		return slices.ContainsFunc(strings.Split(arguments, "\x00"), isBackgroundOption)
+	}
+	return slices.Contains(silentSupervisors, name)
+}
+
+// isBackgroundOption recognizes the option with which start-stop-daemon(8) sends
+// a program into the background, and keeps its pid. -Sbm is three in one.
+func isBackgroundOption(argument string) bool {
+	letters, short := strings.CutPrefix(argument, "-")
+	return argument == "--background" || short && strings.Contains(letters, "b") && strings.Trim(letters, "Sbmoqtv") == ""
 }

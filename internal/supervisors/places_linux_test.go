@@ -205,6 +205,52 @@ func TestStartStopDaemonKeepsItsProcess(t *testing.T) {
 	}
 }
 
+// The parent may be there for a while, and may have gone when the program is
+// ready: OpenRC's waits for rc_start_wait, and busybox's for the exec.
+func TestStartStopDaemonIsAParentForAWhile(t *testing.T) {
+	for options, stays := range map[string]bool{
+		"--start --background --exec x": true, "-S -b -m -x x": true, "-Sbm -x x": true,
+		"--start --exec x": false, "-S -x x -- --background -b": false, "-S -x b": false,
+	} {
+		for name, script := range map[string]string{
+			"waits": "setsid PUPPET </dev/null >/dev/null 2>&1; exit $?",
+			"gone":  "setsid PUPPET </dev/null >/dev/null 2>&1 & read line <DIR/go",
+		} {
+			t.Run(options+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				s := newService(t, testdaemon.NewLine(t), "")
+				fifo := filepath.Join(s.dir, "go")
+				if err := unix.Mkfifo(fifo, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				shell := filepath.Join(s.dir, "start-stop-daemon")
+				if err := os.Symlink("/bin/sh", shell); err != nil {
+					t.Fatal(err)
+				}
+				program := s.write("program", strings.ReplaceAll(script, "DIR", s.dir))
+				s.start(append([]string{shell, program}, strings.Fields(options)...)...)
+				p := s.Process()
+				if parent := nameOf(t, p.Stat().Parent); parent != "start-stop-daem" {
+					t.Fatalf("the parent is called %q", parent)
+				}
+				if name == "gone" {
+					parent := p.Stat().Parent
+					if err := os.WriteFile(fifo, []byte("\n"), 0); err != nil {
+						t.Fatal(err)
+					}
+					testdaemon.WaitUntil(t, "the parent's end", func() bool { return p.Stat().Parent != parent })
+				}
+				if stays {
+					p.Do("ready")
+					mustBeAlone(t, s.Line, p)
+				} else {
+					becomesDaemon(p, "ready")
+				}
+			})
+		}
+	}
+}
+
 // OpenRC waits for a program that goes into the background by itself, and sends
 // others there.
 func TestOpenRCServiceScripts(t *testing.T) {
