@@ -996,7 +996,8 @@ func checkPassed(t *testing.T, own bool, count, names, before string) {
 // pid is LISTEN_PID as a shell reads it: $$ is the program's own.
 func startWithFiles(t *testing.T, pid, count, names, before string) *testdaemon.Child {
 	t.Helper()
-	cmd := testdaemon.UnderShell(testdaemon.Program(t, "files-passed", before), `export LISTEN_PID=`+pid+`; exec "$@"`)
+	cmd := testdaemon.UnderShell(testdaemon.Program(t, "files-passed", before),
+		`export LISTEN_PID=`+pid+`; exec "$@" 5<&-`) // a fuzzing process leaves 5 open
 	cmd.Env = append(cmd.Env, "LISTEN_FDS="+count, "LISTEN_FDNAMES="+names)
 	cmd.ExtraFiles = []*os.File{testdaemon.Memory(t, "first"), testdaemon.Memory(t, "second")}
 	return testdaemon.StartCommand(t, cmd)
