@@ -159,18 +159,6 @@ func TestSystemdWatchesTheMainPIDThatItIsTold(t *testing.T) {
 	}
 }
 
-// The process that systemd started, a shell, waits for the daemon. With
-// NotifyAccess=all the daemon may speak, and is watched from then on.
-func TestSystemdWatchesTheProcessThatIsReady(t *testing.T) {
-	u := systemManager(t).unit(t, "systemd-puppet", "Type=notify\nNotifyAccess=all\nExecStart=\n"+
-		"ExecStart=/bin/sh -c '"+keeper.InsideBinary+"; exit 1'")
-	p := u.startReady()
-	u.want("ActiveState", "active", "MainPID", p.pid, "StatusText", "ready")
-	p.Send("exit 0") // and not the shell's 1
-	u.await("ActiveState", "inactive")
-	u.want("Result", "success")
-}
-
 // Two services have the same time to start. The one that asked for more is
 // still starting when the other, started after it, has run out of time.
 func TestSystemdWaitsLongerForAServiceThatAsks(t *testing.T) {

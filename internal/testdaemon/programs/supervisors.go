@@ -17,6 +17,11 @@ import (
 func init() {
 	orders["background"] = func(string) error { daemon.Background(); return nil }
 	orders["unset"] = func(string) error { daemon.UnsetEnvironment(); return nil }
+	orders["reload"] = func(string) error { return daemon.Reloading() }
+	orders["pid-file"] = func(path string) error {
+		return os.WriteFile(path, []byte(strconv.Itoa(os.Getpid())), 0o644)
+	}
+	orders["mount"] = func(path string) error { return unix.Mount("none", path, "tmpfs", 0, "") }
 	orders["open"] = open
 	orders["move"] = move
 	questions["parent"] = func() string { return strconv.Itoa(os.Getppid()) }
