@@ -46,7 +46,7 @@ func staysInForeground() bool {
 	if startedBySupervisor(parent) {
 		return true
 	}
-	parent = unix.Getppid() // start-stop-daemon may have gone meanwhile
+	parent = unix.Getppid()             // start-stop-daemon may have gone meanwhile
 	return pid() == 1 || parent == 0 || // outside of the PID namespace
 		inSessionOfPID1() || parent == 1 && startedByPID1() || executedBySystemd()
 }
