@@ -42,6 +42,7 @@ func TestNotificationsAreByteForByte(t *testing.T) {
 	notify := func(f fields) error { return daemon.Notify(f...) }
 
 	systemd := daemontest.Systemd(t)
+	sayReady(t, systemd)
 	for _, verb := range agreed.Verbs {
 		t.Run(verb.Name, func(t *testing.T) { testdaemon.Hears(t, systemd, verb.Call(), verb.Want) })
 	}
@@ -74,7 +75,10 @@ func TestNotificationsAreByteForByte(t *testing.T) {
 		{"backslashes", notify, fields{daemon.Set("X_A", `\a\\`), daemon.Status(`C:\`), daemon.BusError(`\`)}, `STATUS=C:\\` + "\n" + `X_A=\\a\\\\` + "\n" + `BUSERROR=\\` + "\n"},
 		{"4096 bytes", notify, fields{daemon.Set("X_A", strings.Repeat("a", 4096-5))}, "X_A=" + strings.Repeat("a", 4096-5) + "\n"},
 	} {
-		t.Run(test.name, func(t *testing.T) { testdaemon.Hears(t, systemd, test.say(test.fields), test.want) })
+		t.Run(test.name, func(t *testing.T) {
+			sayReady(t, systemd)
+			testdaemon.Hears(t, systemd, test.say(test.fields), test.want)
+		})
 	}
 
 	t.Run("nothing to say", func(t *testing.T) {
@@ -88,11 +92,11 @@ func TestNotificationsAreByteForByte(t *testing.T) {
 		want  error
 	}{
 		{`""`, daemon.Field{}, unix.EINVAL},
-		{`"MAINPID"`, daemon.MainPID(0), unix.EINVAL},
-		{`"MAINPID"`, daemon.MainPID(-1), unix.EINVAL},
-		{`"ERRNO"`, daemon.Errno(-1), unix.EINVAL},
-		{`"EXTEND_TIMEOUT_USEC"`, daemon.ExtendTimeout(-1), unix.EINVAL},
-		{`"EXTEND_TIMEOUT_USEC"`, daemon.ExtendTimeout(-time.Hour), unix.EINVAL},
+		{"MAINPID=0", daemon.MainPID(0), unix.EINVAL},
+		{"MAINPID=-1", daemon.MainPID(-1), unix.EINVAL},
+		{"ERRNO=-1", daemon.Errno(-1), unix.EINVAL},
+		{"EXTEND_TIMEOUT_USEC", daemon.ExtendTimeout(-1), unix.EINVAL},
+		{"EXTEND_TIMEOUT_USEC", daemon.ExtendTimeout(-time.Hour), unix.EINVAL},
 		{`""`, daemon.Set("", "1"), unix.EINVAL},
 		{`"BARRIER"`, daemon.Set("BARRIER", "1"), unix.EINVAL},
 		{`"FDSTORE"`, daemon.Set("FDSTORE", "1"), unix.EINVAL},
@@ -123,8 +127,24 @@ func TestNotificationsAreByteForByte(t *testing.T) {
 	}
 }
 
+// sayReady makes the status one that a Ready repeats which has none of its own.
+func sayReady(t *testing.T, systemd *daemontest.Supervisor) {
+	t.Helper()
+	testdaemon.Hears(t, systemd, daemon.Ready(daemon.Status("ready")), "READY=1\nSTATUS=ready\n"+mainPID)
+}
+
+func TestReadyRepeatsTheStatusOfTheReadyBefore(t *testing.T) {
+	systemd := daemontest.Systemd(t)
+	testdaemon.Hears(t, systemd, daemon.Ready(daemon.Status("a\\b\n")), "READY=1\nSTATUS=a\\\\b \n"+mainPID)
+	testdaemon.Hears(t, systemd, daemon.Notify(daemon.Status("busy")), "STATUS=busy\n")
+	for range 2 {
+		testdaemon.Hears(t, systemd, daemon.Ready(), "READY=1\nSTATUS=a\\\\b \n"+mainPID)
+	}
+}
+
 func TestReadySendsAgain(t *testing.T) {
 	systemd := daemontest.Systemd(t)
+	sayReady(t, systemd)
 	for range 3 {
 		testdaemon.Hears(t, systemd, daemon.Ready(), "READY=1\nSTATUS=ready\n"+mainPID)
 	}
@@ -218,6 +238,7 @@ func TestTextAddsNothingAndCostsNothing(t *testing.T) {
 			})
 			ready = "READY=1\nSTATUS=ready\n" + mainPID
 			t.Run("BusError", func(t *testing.T) {
+				sayReady(t, systemd)
 				err := daemon.Ready(daemon.BusError(test.say))
 				if !fits(ready + "BUSERROR=" + test.hear + "\n") {
 					refuses(t, systemd, err, unix.EMSGSIZE)
@@ -226,6 +247,7 @@ func TestTextAddsNothingAndCostsNothing(t *testing.T) {
 				means(t, systemd, err, "READY=1", "STATUS=ready", mainPID, "BUSERROR="+test.hear)
 			})
 			t.Run("Set", func(t *testing.T) {
+				sayReady(t, systemd)
 				err := daemon.Ready(daemon.Set("X_TEXT", test.say))
 				switch {
 				case strings.ContainsAny(test.say, "\n\r\x00"):
@@ -320,6 +342,10 @@ func TestAddresses(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			m := testdaemon.OpenMailbox(t, test.address)
 			t.Setenv("NOTIFY_SOCKET", test.address)
+			if err := daemon.Ready(daemon.Status("ready")); err != nil { // which Ready repeats
+				t.Fatal(err)
+			}
+			m.Next()
 			for _, verb := range agreed.Verbs {
 				if err := verb.Call(); err != nil {
 					t.Fatal(err)
@@ -756,7 +782,7 @@ func FuzzDatagram(f *testing.F) {
 			valid = valid && ok
 		}
 		set := func(key, value string) {
-			ok := goodKey.MatchString(key) && key != "BARRIER" && key != "FDSTORE" && !badValue.MatchString(value)
+			ok := goodKey.MatchString(key) && key != "BARRIER" && key != "FDSTORE" && key != "MAINPIDFD" && !badValue.MatchString(value)
 			say(daemon.Set(key, value), ok, key, value)
 		}
 		var call func(...daemon.Field) error
@@ -792,7 +818,7 @@ func FuzzDatagram(f *testing.F) {
 			case 5:
 				say(daemon.MainPID(pid), pid >= 1, "MAINPID", pid)
 			case 6:
-				say(daemon.Errno(errno), errno >= 0, "ERRNO", errno)
+				say(daemon.Errno(errno), errno >= 0 && errno <= 4095, "ERRNO", errno)
 			case 7:
 				say(daemon.ExtendTimeout(time.Duration(extend)), extend >= 0, "EXTEND_TIMEOUT_USEC", extend/1000)
 			case 8:
@@ -800,6 +826,10 @@ func FuzzDatagram(f *testing.F) {
 			}
 		}
 
+		if err := daemon.Ready(daemon.Status("ready")); err != nil { // which Ready repeats
+			t.Fatal(err)
+		}
+		m.Next()
 		err := call(fields...)
 		raw, sent := m.Take()
 		want, ok := promised(own, said)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -315,10 +316,13 @@ func (r *chaosRound) awaitDaemon() *os.Process {
 	}
 }
 
+// launcherMarker is in the environment of a launcher.
+var launcherMarker = regexp.MustCompile("_DAEMON_DETACH=[^:\x00]*:launcher:")
+
 // where says what a process of the round is doing.
 func (r *chaosRound) where(pid int) string {
 	first, daemon := r.heard()
-	launcher := strings.Contains(procRead(pid, "environ"), "_DAEMON_DETACH=launcher/")
+	launcher := launcherMarker.MatchString(procRead(pid, "environ"))
 	switch {
 	case pid == first.pid && isZombie(pid):
 		return "launcher, ended" // or a thread of the first process in its execve

@@ -197,7 +197,7 @@ func TestReadyIsAnErrorInGoTest(t *testing.T) {
 		test := testdaemon.GoCommand(t, dir, "test", "-mod=mod", "-count=1", "-v", ".")
 		test.Env = append(test.Env, variable)
 		out := mustRun(t, test)
-		if strings.Count(out, "in a go test run") != want || strings.Count(out, "set NOTIFY_SOCKET, call daemon.Foreground") != want {
+		if strings.Count(out, "a test binary does not detach") != want || strings.Count(out, "use package daemontest") != want {
 			t.Errorf("%s go test: %s", variable, out)
 		}
 	}

@@ -278,7 +278,7 @@ func TestForgedMarkerIsIgnored(t *testing.T) {
 		launcher, // of another process
 		strings.Replace(launcher, pid, "x", 1), launcher[:len(launcher)/2],
 		strings.Replace(daemon, pid, "x", 1), daemon[:len(daemon)/2],
-		strings.Replace(daemon, pid, "99999999999999999999", 1), strings.ReplaceAll(daemon, "/", " "),
+		strings.Replace(daemon, pid, "99999999999999999999", 1), strings.ReplaceAll(daemon, ":", " "),
 	} {
 		l := testdaemon.NewLine(t)
 		cmd := l.Command()
@@ -303,10 +303,10 @@ func TestForgedMarkerMakesNoDaemon(t *testing.T) {
 		forged["launcher "+launcher] = strings.Replace(daemon, pid, launcher, 1)
 	}
 	// The parent is right, and the descriptor a stranger's.
-	fields := strings.Split(strings.Replace(daemon, pid, strconv.Itoa(os.Getpid()), 1), "/")
+	fields := strings.Split(strings.Replace(daemon, pid, strconv.Itoa(os.Getpid()), 1), ":")
 	for _, fd := range []string{"-1", "0", "1", "2", "3", "99"} {
 		fields[3] = fd
-		forged["descriptor "+fd] = strings.Join(fields, "/")
+		forged["descriptor "+fd] = strings.Join(fields, ":")
 	}
 	for name, marker := range forged {
 		l := testdaemon.NewLine(t)
@@ -448,7 +448,7 @@ func TestProgramThatCannotBeExecutedGoesOnUndamaged(t *testing.T) {
 	}
 	for range 3 {
 		first.Refuses("ready", "call daemon.Detach first in main", "execve", "permission denied")
-		first.Refuses("detach", "call daemon.Detach first in main", "execve", "permission denied")
+		first.Refuses("detach", "execve", "permission denied")
 	}
 	first.Do("profiled")
 	for _, signal := range []unix.Signal{unix.SIGHUP, unix.SIGUSR1} {
@@ -495,9 +495,19 @@ func TestLauncherThatFailsNamesTheOperation(t *testing.T) {
 
 	launcher, _, pid := realMarkers(t) // as if the directory had gone meanwhile
 	l = testdaemon.NewLine(t)
-	marker := strings.Replace(launcher, pid, "$$", 1) + "/nowhere"
+	head, name, _ := cutLast(strings.Replace(launcher, pid, "$$", 1), ":0:") // no directory
+	marker := head + ":8:" + name + "/nowhere"
 	c = l.Pipe(testdaemon.UnderShell(l.Command(), `_DAEMON_DETACH="`+marker+`" exec "$@"`))
 	mustFail(l, c, `^daemon: chdir /nowhere: no such file or directory\n$`)
+}
+
+// cutLast is strings.Cut around the last separator.
+func cutLast(s, separator string) (before, after string, found bool) {
+	i := strings.LastIndex(s, separator)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(separator):], true
 }
 
 // The word of a daemon that ends at once is not lost.

@@ -23,7 +23,7 @@ func TestUnsetVariablesAreRememberedWhileTheyAreAbsent(t *testing.T) {
 		{"never set", "unset 1 NOTIFY_SOCKET=A 2", []string{"1 none 0s", "2 systemd 0s"}, [2]string{"2", ""}},
 		{"set again", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET=B 1", []string{"1 systemd 0s"}, [2]string{"", "1"}},
 		{"set again, empty", "NOTIFY_SOCKET=A WATCHDOG_USEC=1000 unset NOTIFY_SOCKET= 1 WATCHDOG_USEC= 2", []string{"1 none 1ms", "2 none 0s"}, [2]string{"", ""}},
-		{"set and removed", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET=B 1 -NOTIFY_SOCKET 2", []string{"1 systemd 0s", "2 systemd 0s"}, [2]string{"2", "1"}},
+		{"set and removed", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET=B 1 -NOTIFY_SOCKET 2", []string{"1 systemd 0s", "2 none 0s"}, [2]string{"", "1"}},
 		{"set and unset", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET=B 1 unset 2", []string{"1 systemd 0s", "2 systemd 0s"}, [2]string{"", "1 2"}},
 		{"empty and unset", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET= unset 1", []string{"1 none 0s"}, [2]string{"", ""}},
 		{"upstart", "NOTIFY_SOCKET=A UPSTART_JOB=web unset 1 UPSTART_JOB= 2", []string{"1 upstart 0s", "2 systemd 0s"}, [2]string{"2", ""}},

@@ -160,15 +160,18 @@ func TestSystemdWatchesTheMainPIDThatItIsTold(t *testing.T) {
 }
 
 // The process that systemd started, a shell, waits for the daemon. With
-// NotifyAccess=all the daemon may speak, and is watched from then on.
-func TestSystemdWatchesTheProcessThatIsReady(t *testing.T) {
+// NotifyAccess=all the daemon may speak, and the shell's exit status counts.
+func TestSystemdGoesOnWatchingAWrapper(t *testing.T) {
 	u := systemManager(t).unit(t, "systemd-puppet", "Type=notify\nNotifyAccess=all\nExecStart=\n"+
 		"ExecStart=/bin/sh -c '"+keeper.InsideBinary+"; exit 1'")
 	p := u.startReady()
-	u.want("ActiveState", "active", "MainPID", p.pid, "StatusText", "ready")
-	p.Send("exit 0") // and not the shell's 1
-	u.await("ActiveState", "inactive")
-	u.want("Result", "success")
+	u.want("ActiveState", "active", "StatusText", "ready")
+	if main := u.show("MainPID"); main == p.pid {
+		t.Errorf("MainPID=%s is the daemon, want the shell", main)
+	}
+	p.Send("exit 0")
+	u.await("ActiveState", "failed")
+	u.want("Result", "exit-code", "ExecMainStatus", "1")
 }
 
 // Two services have the same time to start. The one that asked for more is

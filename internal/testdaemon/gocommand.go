@@ -30,7 +30,7 @@ func GoCommand(t testing.TB, dir string, args ...string) *exec.Cmd {
 // CleanEnvironment is a user's, with no supervisor in it, no network for the
 // go command, and this machine's own architecture.
 func CleanEnvironment() []string {
-	foreign := regexp.MustCompile(`^(NOTIFY_SOCKET|UPSTART_JOB|WATCHDOG_\w+|LISTEN_\w+|DAEMON_TEST_\w+|GOARCH|CGO_ENABLED)=`)
+	foreign := regexp.MustCompile(`^(NOTIFY_SOCKET|NOTIFY_FD|UPSTART_JOB|WATCHDOG_\w+|LISTEN_\w+|DAEMON_TEST_\w+|GOARCH|CGO_ENABLED)=`)
 	environment := slices.DeleteFunc(os.Environ(), foreign.MatchString)
 	return append(environment, "GOPROXY=off", "GOWORK=off")
 }

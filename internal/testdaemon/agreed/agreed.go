@@ -47,7 +47,8 @@ func MainPID(pid int) string { return fmt.Sprintf("MAINPID=%d\n", pid) }
 
 // SupervisorVariables are what UnsetEnvironment removes.
 var SupervisorVariables = []string{
-	"NOTIFY_SOCKET", "UPSTART_JOB", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
+	"NOTIFY_SOCKET", "NOTIFY_FD", "UPSTART_JOB", "WATCHDOG_USEC", "WATCHDOG_PID",
+	"LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES",
 }
 
 // UnsetRounds is how often a program notifies while it unsets its environment.

@@ -127,7 +127,7 @@ func notifyFromGoroutines() {
 				status, fill := agreed.IthOf(goroutine, i)
 				try(daemon.Ready(daemon.Status(status), daemon.Set("X_FILL", fill)))
 				if i%2 == 0 { // these are encoded already; they are patient, as one of 64 must be
-					try(daemon.Ready())
+					try(daemon.Ready(daemon.Status("ready")))
 					try(daemon.Stopping())
 				}
 			}
