@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-10280e03/daemon/daemontest"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
 )
 
 // bin is where the examples' binaries are.
@@ -38,7 +39,7 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "%v: %v\n%s", build, err, out)
 			return 1
 		}
-		return m.Run()
+		return testdaemon.Run(m)
 	}())
 }
 

@@ -106,7 +106,7 @@ func TestHTTPDHeartbeat(t *testing.T) {
 	systemd, ctx := daemontest.Systemd(t), patient(t)
 	t.Setenv("WATCHDOG_USEC", "200000")
 	p := start(t, command("httpd", "-addr", anyPort))
-	systemd.Wait(ctx, "READY=1")
+	serving := status(systemd.Wait(ctx, "READY=1"))
 	for range 3 {
 		systemd.Wait(ctx, "WATCHDOG=1")
 	}
@@ -122,8 +122,8 @@ func TestHTTPDHeartbeat(t *testing.T) {
 	}
 	prlimit(t, p.pid(), unix.RLIMIT_NOFILE, &limit, nil)
 	n = systemd.Wait(ctx, "WATCHDOG=1")
-	if text, ok := n.Get("STATUS"); !ok || text != "" {
-		t.Errorf("the first beat after the complaint: %v", n)
+	if status(n) != serving {
+		t.Errorf("the first beat after the complaint: %v, want the status %q", n, serving)
 	}
 }
 
@@ -207,6 +207,61 @@ func TestHTTPDTakesItsSocketUnitsPort(t *testing.T) {
 	get(t, serving(t, status(n)))
 }
 
+// A socket unit that does not name its socket is told so. A socket that httpd
+// closed would be in its way when it opens the port itself.
+func TestHTTPDRefusesASocketByAnotherName(t *testing.T) {
+	systemd, ctx := daemontest.Systemd(t), patient(t)
+	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=httpd.socket exec "$1" -addr "$2"`, "sh",
+		filepath.Join(bin, "httpd"), anyPort)
+	cmd.ExtraFiles = []*os.File{listener(t)}
+	p := start(t, cmd)
+	const want = "passed a socket named httpd.socket, want http"
+	if n := systemd.Next(ctx); !strings.HasPrefix(status(n), want) {
+		t.Errorf("httpd says %v, want %q", n, want)
+	}
+	p.exit(1)
+	if !strings.Contains(p.stderr.String(), want) {
+		t.Errorf("httpd printed %q, want %q", p.stderr.String(), want)
+	}
+}
+
+// A connection that was accepted before the end is answered, also when its
+// request arrives after it.
+func TestHTTPDAnswersWhoHasConnected(t *testing.T) {
+	systemd, ctx := daemontest.Systemd(t), patient(t)
+	p := start(t, command("httpd", "-addr", anyPort, "-page", page(t, "page")))
+	for _, file := range systemd.Wait(ctx, "FDSTORE=1").Files {
+		file.Close()
+	}
+	address := serving(t, status(systemd.Wait(ctx, "READY=1")))
+	client, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	client.SetDeadline(time.Now().Add(patience))
+	get(t, address) // accepted after the client
+	p.signal(syscall.SIGTERM)
+	systemd.Wait(ctx, "STOPPING=1")
+	eventually(t, "it accepts nobody any more", func() bool {
+		other, err := net.Dial("tcp", address)
+		if err == nil {
+			other.Close()
+		}
+		return err != nil
+	})
+	fmt.Fprint(client, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	response, err := http.ReadResponse(bufio.NewReader(client), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if text, err := io.ReadAll(response.Body); string(text) != "page" {
+		t.Errorf("page %q, %v", text, err)
+	}
+	p.exit(0)
+}
+
 func TestHTTPDSaysWhyItFails(t *testing.T) {
 	taken, err := net.Listen("tcp", anyPort)
 	if err != nil {
@@ -288,6 +343,33 @@ func TestHTTPDFromAShell(t *testing.T) {
 	}
 	if s := d.Wait(patient(t)); s.ExitStatus() != 0 {
 		t.Errorf("ended with wait status %#x", s)
+	}
+}
+
+func TestHTTPDLogHasThePanic(t *testing.T) {
+	mustLogPanic(t, "httpd", "-addr", anyPort)
+}
+
+// mustLogPanic has a daemon print what a Go program prints when it panics, by
+// SIGQUIT, and looks for it in the log.
+func mustLogPanic(t *testing.T, example string, args ...string) {
+	for _, rotated := range []bool{false, true} {
+		t.Run(fmt.Sprint("rotated ", rotated), func(t *testing.T) {
+			log := filepath.Join(t.TempDir(), "log")
+			d := daemontest.Shell(t, command(example, append(args, "-log", log)...))
+			if rotated {
+				rotate(t, log, d)
+			}
+			if err := d.Signal(syscall.SIGQUIT); err != nil {
+				t.Fatal(err)
+			}
+			if s := d.Wait(patient(t)); s.ExitStatus() != 2 {
+				t.Errorf("ended with wait status %#x", s)
+			}
+			if text := read(t, log); !strings.Contains(text, "SIGQUIT") || !strings.Contains(text, "main.main()") {
+				t.Errorf("the log does not show where it was: %q", text)
+			}
+		})
 	}
 }
 

@@ -244,6 +244,32 @@ func TestWorkerFromAShell(t *testing.T) {
 	}
 }
 
+func TestWorkerLogHasThePanic(t *testing.T) {
+	mustLogPanic(t, "worker", "-dir", t.TempDir())
+}
+
+// That nobody hears the end is no failure of the work.
+func TestWorkerStopsAlsoWhenItCannotSaySo(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemd.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	p := start(t, command("worker", "-dir", t.TempDir()))
+	systemd.SetReadDeadline(time.Now().Add(patience))
+	if _, err := systemd.Read(make([]byte, 4096)); err != nil {
+		t.Fatalf("no notification: %v", err)
+	}
+	systemd.Close()
+	p.signal(syscall.SIGTERM)
+	p.exit(0)
+	if !strings.Contains(p.stderr.String(), "connection refused") && !strings.Contains(p.stderr.String(), "no such file") {
+		t.Errorf("worker printed %q", p.stderr.String())
+	}
+}
+
 // There is a heartbeat for as long as the loop turns, and none while it is
 // stuck: here, with a file that never ends.
 func TestWorkerHeartbeat(t *testing.T) {

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log"
 	"net"
 	"net/http"
@@ -27,8 +26,8 @@ import (
 var (
 	addr       = flag.String("addr", "localhost:8080", "`address` to listen on")
 	pageFile   = flag.String("page", "", "`file` with the page to serve, a Go HTML template; SIGHUP has it read again")
-	logFile    = flag.String("log", "", "`file` to append the log to: once detached, standard error is /dev/null; SIGHUP has it opened again")
-	foreground = flag.Bool("f", false, "stay in the foreground, for a supervisor that is neither systemd nor upstart")
+	logFile    = flag.String("log", "", "`file` to append the log to, panics included; SIGHUP has it opened again")
+	foreground = flag.Bool("f", false, "stay in the foreground")
 )
 
 func main() {
@@ -56,7 +55,11 @@ func run() error {
 	if err := leaveDirectory(); err != nil {
 		return err
 	}
-	if err := openLog(); err != nil {
+	if daemon.Detect() == daemon.Systemd && *logFile == "" {
+		log.SetFlags(0) // the journal has the time
+	}
+	output, err := openLog()
+	if err != nil {
 		return err
 	}
 	var s site
@@ -67,9 +70,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: &s, ReadHeaderTimeout: 10 * time.Second}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	server := serve(listener, &s)
 
 	// Before Ready: whoever hears it may send a signal at once.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -79,6 +80,9 @@ func run() error {
 
 	serving := "serving on " + listener.Addr().String()
 	log.Print(serving) // the last thing that a terminal sees
+	if err := logOnly(output); err != nil {
+		return err
+	}
 	if err := daemon.Ready(daemon.Status(serving)); err != nil {
 		return err
 	}
@@ -87,11 +91,14 @@ func run() error {
 		select {
 		case <-hangup:
 			reload(&s, serving)
-		case err := <-served:
+		case err := <-server.ended:
 			return err
 		case <-ctx.Done():
 			stop() // a second signal ends the process at once
-			return shutdown(server, listener)
+			if err := daemon.Stopping(); err != nil {
+				log.Print(err)
+			}
+			return server.shutdown()
 		}
 	}
 }
@@ -111,27 +118,6 @@ func leaveDirectory() (err error) {
 	return os.Chdir("/")
 }
 
-var openedLog *os.File
-
-// openLog adds the -log to standard error, where failures have to be seen until
-// httpd is ready. It does so again for logrotate, which has moved the file.
-func openLog() error {
-	if daemon.Detect() == daemon.Systemd {
-		log.SetFlags(0) // the journal has the time
-	}
-	if *logFile == "" {
-		return nil
-	}
-	file, err := os.OpenFile(*logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
-	if err != nil {
-		return err
-	}
-	log.SetOutput(io.MultiWriter(file, os.Stderr))
-	openedLog.Close() // the first time there is none, which is no harm
-	openedLog = file
-	return nil
-}
-
 // listen takes the socket over that systemd has kept, so that nobody is
 // refused while the daemon restarts: httpd.socket's, or the one that the
 // daemon before this one has stored. Without those it opens a socket, and
@@ -140,10 +126,14 @@ func listen() (net.Listener, error) {
 	stored := "stored " + strings.ReplaceAll(*addr, ":", " ") // a name there has no colon
 	for _, file := range daemon.Files() {
 		defer file.Close() // FileListener duplicates it
-		if file.Name() == "http" || file.Name() == stored {
+		switch name := file.Name(); {
+		case name == "http", name == stored:
 			return net.FileListener(file)
+		case strings.HasPrefix(name, "stored "): // with another -addr
+			daemon.RemoveFiles(name)
+		default:
+			return nil, fmt.Errorf("passed a socket named %s, want http (FileDescriptorName= in the socket unit)", name)
 		}
-		daemon.RemoveFiles(file.Name()) // stored when there was another -addr
 	}
 	listener, err := net.Listen("tcp", *addr)
 	if err != nil {
@@ -187,33 +177,17 @@ func watch(ctx context.Context, server net.Addr) {
 	}
 }
 
-// reload reads the page and opens the log again. Where that fails the old one
+// reload reads the page and opens the log again. If that fails the old one
 // stays, and Ready ends the reload all the same: systemd waits for it.
 func reload(s *site, status string) {
 	if err := daemon.Reloading(); err != nil {
 		log.Print(err)
 	}
-	if err := errors.Join(openLog(), s.load()); err != nil {
+	if err := errors.Join(reopenLog(), s.load()); err != nil {
 		log.Print("reload: ", err)
 		status = "reload failed, the old one stays: " + err.Error()
 	}
 	if err := daemon.Ready(daemon.Status(status)); err != nil {
 		log.Print(err)
 	}
-}
-
-// shutdown lets the requests that are under way finish.
-func shutdown(server *http.Server, listener net.Listener) error {
-	if err := daemon.Stopping(); err != nil {
-		log.Print(err)
-	}
-	// Who connects from now on waits in the socket that systemd keeps. Who has
-	// just been accepted gets a moment to send his request: Shutdown alone
-	// would close the connection on him.
-	listener.Close()
-	time.Sleep(100 * time.Millisecond)
-
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-	defer cancel()
-	return server.Shutdown(ctx)
 }

@@ -26,8 +26,8 @@ import (
 var (
 	directory  = flag.String("dir", "/var/spool/worker", "`directory` whose files are to be compressed")
 	every      = flag.Duration("every", 10*time.Second, "how long to wait before looking for new files again")
-	logFile    = flag.String("log", "", "`file` to append the log to: once detached, standard error is /dev/null; SIGHUP has it opened again")
-	foreground = flag.Bool("f", false, "stay in the foreground, for a supervisor that is neither systemd nor upstart")
+	logFile    = flag.String("log", "", "`file` to append the log to, panics included; SIGHUP has it opened again")
+	foreground = flag.Bool("f", false, "stay in the foreground")
 )
 
 func main() {
@@ -65,7 +65,11 @@ func run() error {
 	if err := leaveDirectory(); err != nil {
 		return err
 	}
-	if err := openLog(); err != nil {
+	if daemon.Detect() == daemon.Systemd && *logFile == "" {
+		log.SetFlags(0) // the journal has the time
+	}
+	output, err := openLog()
+	if err != nil {
 		return err
 	}
 	// A start fails if there is nothing to work on. The work itself takes as
@@ -78,6 +82,9 @@ func run() error {
 	defer stop()
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
+	if err := logOnly(output); err != nil {
+		return err
+	}
 	if err := daemon.Ready(daemon.Status(s.String())); err != nil {
 		return err
 	}
@@ -97,27 +104,6 @@ func leaveDirectory() (err error) {
 		}
 	}
 	return os.Chdir("/")
-}
-
-var openedLog *os.File
-
-// openLog adds the -log to standard error, where failures have to be seen until
-// worker is ready. It does so again for logrotate, which has moved the file.
-func openLog() error {
-	if daemon.Detect() == daemon.Systemd {
-		log.SetFlags(0) // the journal has the time
-	}
-	if *logFile == "" {
-		return nil
-	}
-	file, err := os.OpenFile(*logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
-	if err != nil {
-		return err
-	}
-	log.SetOutput(io.MultiWriter(file, os.Stderr))
-	openedLog.Close() // the first time there is none, which is no harm
-	openedLog = file
-	return nil
 }
 
 // work is the main loop. The watchdog's question has to get through it: while
@@ -143,7 +129,7 @@ func work(ctx context.Context, s *spool, hangup <-chan os.Signal) error {
 			}
 			watchdog = nil
 		case <-hangup:
-			if err := openLog(); err != nil {
+			if err := reopenLog(); err != nil {
 				log.Print(err) // into the old one
 			}
 		case <-next.C:
@@ -156,7 +142,10 @@ func work(ctx context.Context, s *spool, hangup <-chan os.Signal) error {
 			}
 			next.Reset(*every)
 		case <-ctx.Done():
-			return daemon.Stopping()
+			if err := daemon.Stopping(); err != nil {
+				log.Print(err) // it has stopped as it should
+			}
+			return nil
 		}
 	}
 }
