@@ -21,19 +21,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var tables = []struct {
-	name  string
-	print func(directory string)
-}{
-	{"first", firsts},
-	{"notify", notifications},
-	{"size", sizes},
-	{"detach", detaches},
+type measurement struct {
+	name, title string
+	print       func(directory string)
+}
+
+var measurements = []measurement{
+	{"first", "First notification", firsts},
+	{"start", "Start", starts},
+	{"notify", "Notifications", notifications},
+	{"size", "Size", sizes},
+	{"detach", "Detaching", detaches},
 }
 
 func main() {
-	only := flag.String("only", "", "print just this `table`: first, notify, size or detach")
+	only := flag.String("only", "", "print just this `table`: first, start, notify, size or detach")
 	flag.Parse()
+	if *only != "" && !slices.ContainsFunc(measurements, func(m measurement) bool { return m.name == *only }) {
+		flag.Usage()
+		os.Exit(2)
+	}
 	// No supervisor is told anything, only this program's own receivers.
 	for _, key := range []string{"UPSTART_JOB", "NOTIFY_SOCKET", "NOTIFY_FD", "SYSTEMD_EXEC_PID"} {
 		os.Unsetenv(key)
@@ -43,10 +50,11 @@ func main() {
 	defer os.RemoveAll(directory)
 	build(directory)
 
-	fmt.Printf("%s\n\n", machine())
-	for _, t := range tables {
-		if *only == "" || *only == t.name {
-			t.print(directory)
+	fmt.Printf("%s.\n\n", machine())
+	for _, m := range measurements {
+		if *only == "" || *only == m.name {
+			fmt.Printf("**%s**\n\n", m.title)
+			m.print(directory)
 		}
 	}
 	printVerdicts()
