@@ -111,12 +111,13 @@ func (s *Session) start(t TB, cmd *exec.Cmd) error {
 	s.terminal = terminal
 	go func() {
 		defer close(s.copied)
-		defer s.screen.end()
+		defer s.screen.end(errEnded)
 		io.Copy(&s.screen, terminal) // an error: the last process has closed its end, or the test this one
 	}()
 	c, err := onTerminal(cmd, line)
 	if err == nil {
-		s.parent, s.PID, err = startParent(t, c, shellTask(cmd, s.prompt), line)
+		s.parent = newParent(t, nil)
+		s.PID, err = s.parent.run(c, task{Role: asShell, Prompt: s.prompt, Attr: syscall.SysProcAttr{Setpgid: true}}, line)
 	}
 	if err != nil {
 		s.close()
@@ -198,16 +199,6 @@ func onTerminal(cmd *exec.Cmd, line *os.File) (*exec.Cmd, error) {
 	return &c, nil
 }
 
-// shellTask is what is special about a shell's command.
-func shellTask(cmd *exec.Cmd, prompt []byte) task {
-	do := task{Role: asShell, Prompt: prompt}
-	if cmd.SysProcAttr != nil {
-		do.Attr = *cmd.SysProcAttr
-	}
-	do.Attr.Setpgid = !do.Attr.Setsid
-	return do
-}
-
 // Type types text on the terminal. "\n" is the return key, "\x03" Ctrl-C,
 // "\x1a" Ctrl-Z and "\x1c" Ctrl-\, as long as the command has not changed what
 // they do. It does not wait until someone has acted upon it. It fails the test
@@ -242,9 +233,9 @@ func (s *Session) Expect(ctx context.Context, text string) {
 	})
 	switch {
 	case err != nil:
-		s.parent.t.Fatalf("daemontest: %s has not printed %q: %v%s; it printed %q", s.path, text, err, s.history(), s.Output())
+		s.parent.t.Fatalf("daemontest: %s has not printed %q%s%s; %s", s.path, text, because(err), s.history(), lastWords([]byte(s.Output())))
 	case !found:
-		s.parent.t.Fatalf("daemontest: %s has returned and not printed %q; it printed %q", s.path, text, s.Output())
+		s.parent.t.Fatalf("daemontest: %s has returned and not printed %q; %s", s.path, text, lastWords([]byte(s.Output())))
 	}
 }
 
@@ -275,16 +266,16 @@ func (s *Session) Stopped(ctx context.Context) syscall.Signal {
 	})
 	switch {
 	case err != nil:
-		s.parent.t.Fatalf("daemontest: %s has not been stopped: %v%s; it printed %q", s.path, err, s.history(), s.Output())
+		s.parent.t.Fatalf("daemontest: %s has not been stopped%s%s; %s", s.path, because(err), s.history(), lastWords([]byte(s.Output())))
 	case last.Event == hasEnded:
-		s.parent.t.Fatalf("daemontest: %s %s and was not stopped; it printed %q", s.path, describe(last.Status), s.Output())
+		s.parent.t.Fatalf("daemontest: %s %s and was not stopped; %s", s.path, describe(last.Status), lastWords([]byte(s.Output())))
 	}
 	return last.Status.StopSignal()
 }
 
 // Foreground is the shell's fg: it gives the command the terminal and
 // continues it. The error is ESRCH where the command has ended.
-func (s *Session) Foreground() error { return s.parent.ask(order{}) }
+func (s *Session) Foreground() error { return s.parent.ask(order{Do: toContinue}) }
 
 // Hangup closes the terminal, as when its window is closed or its line is
 // lost: the shell and, through it, the command get a SIGHUP. Nothing is
@@ -311,7 +302,7 @@ func (s *Session) Prompt(ctx context.Context) *Detached {
 		history := s.history()
 		s.close()
 		s.parent.end()
-		s.parent.t.Fatalf("daemontest: %s has not returned: %v%s; it printed %q", s.path, err, history, s.Output())
+		s.parent.t.Fatalf("daemontest: %s has not returned%s: it has not called Ready%s; %s", s.path, because(err), history, lastWords([]byte(s.Output())))
 		return nil
 	}
 	output, _, _ := bytes.Cut(s.screen.all(), s.prompt)
