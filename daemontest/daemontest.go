@@ -84,7 +84,10 @@ func lastWords(printed []byte) string {
 
 // rounded returns d as people read it.
 func rounded(d time.Duration) time.Duration {
-	if d < time.Second {
+	switch {
+	case d < 10*time.Millisecond:
+		return d.Round(100 * time.Microsecond)
+	case d < time.Second:
 		return d.Round(time.Millisecond)
 	}
 	return d.Round(10 * time.Millisecond)

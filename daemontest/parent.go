@@ -38,15 +38,19 @@ type parent struct {
 
 // A task is what a parent is asked to do: the first thing that it reads.
 type task struct {
-	Role   role
-	Path   string
-	Args   []string
-	Env    []string
-	Dir    string
-	Attr   syscall.SysProcAttr
-	Files  int // how many descriptors the command gets beside the standard three
-	Grace  time.Duration
-	Prompt []byte // asShell: written to the terminal when the command has ended
+	Role  role
+	Path  string
+	Args  []string
+	Env   []string
+	Dir   string
+	Attr  syscall.SysProcAttr
+	Files int // how many descriptors the command gets beside the standard three
+	Grace time.Duration
+
+	// What is written, to which descriptor, when the command has ended: by a
+	// shell, and by systemd after toKill.
+	Prompt   []byte
+	PromptFD int
 }
 
 // A role is whom the parent stands in for.

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -51,11 +52,23 @@ func (f *family) fork(files []uintptr) error {
 	if err != nil {
 		return fmt.Errorf("fork/exec %s in directory %q: %w", f.task.Path, f.task.Dir, err)
 	}
-	if text, _ := io.ReadAll(failure); len(text) > 0 {
-		return errors.New(string(text))
+	// The time of the exec, and why it failed. Without a time the child ended
+	// before that, as a process that one sees end.
+	text, _ := io.ReadAll(failure)
+	at, why, _ := strings.Cut(string(text), "\n")
+	if why != "" {
+		return errors.New(why)
 	}
-	f.hasStarted(pid)
+	executed, _ := strconv.ParseInt(at, 10, 64)
+	f.hasStarted(pid, time.Now().Add(-time.Duration(monotonic()-executed)))
 	return nil
+}
+
+// monotonic reads a clock that all processes share.
+func monotonic() (nsec int64) {
+	var now unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
+	return now.Nano()
 }
 
 // childArgs are the arguments of a child: the role, the number of the command's
@@ -89,8 +102,10 @@ func runChild() int {
 		}
 	}
 	resetSignals()
+	failure := os.NewFile(uintptr(files), "pipe")
+	fmt.Fprintln(failure, monotonic())
 	err = syscall.Exec(path, args, env)
-	fmt.Fprintf(os.NewFile(uintptr(files), "pipe"), "fork/exec %s: %v", path, err)
+	fmt.Fprintf(failure, "fork/exec %s: %v", path, err)
 	return 127
 }
 

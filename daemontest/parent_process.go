@@ -119,10 +119,10 @@ func (f *family) forkCommand() (err error) {
 }
 
 // hasStarted takes notice of the command's process.
-func (f *family) hasStarted(pid int) {
+func (f *family) hasStarted(pid int, at time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.command, f.started = pid, time.Now()
+	f.command, f.started = pid, at
 	f.gone, f.answered, f.again = false, false, false
 	if !f.over {
 		f.ending = 0
@@ -230,6 +230,7 @@ func (f *family) carryOut(o order) syscall.Errno {
 	case toKill:
 		f.ending = unix.SIGKILL
 		f.tell()
+		unix.Write(f.task.PromptFD, f.task.Prompt)
 	case toStart:
 		return f.replace(o)
 	}
@@ -335,7 +336,10 @@ func (f *family) hasEnded(r report) {
 	if r.PID == f.command {
 		f.gone = true
 		r.Left, r.Again = f.left(), f.again
-		f.prompt()
+		if f.task.Role == asShell {
+			f.foreground(os.Getpid())
+			unix.Write(f.task.PromptFD, f.task.Prompt)
+		}
 	}
 	f.report(r)
 	if f.task.Role == asInit && r.PID == f.command {

@@ -47,12 +47,3 @@ func (f *family) resume() syscall.Errno {
 func (f *family) foreground(group int) {
 	unix.IoctlSetPointerInt(terminalFD, unix.TIOCSPGRP, group)
 }
-
-// prompt shows that the command has returned. The prompt comes after all that
-// the command has written to the terminal.
-func (f *family) prompt() {
-	if f.task.Role == asShell {
-		f.foreground(os.Getpid())
-		unix.Write(terminalFD, f.task.Prompt)
-	}
-}

@@ -3,6 +3,7 @@
 package daemontest
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -127,7 +128,7 @@ func Service(t TB, cmd *exec.Cmd, options ...Option) *Unit {
 // has been started.
 func StartService(t TB, cmd *exec.Cmd, options ...Option) *Unit {
 	t.Helper()
-	s := &service{t: t, path: cmd.Path, env: unsupervised(cmd.Environ()), token: rand.Text(), started: make(chan struct{})}
+	s := &service{t: t, path: cmd.Path, env: unsupervised(cmd.Environ()), token: "\x00" + rand.Text() + "\x00", started: make(chan struct{})}
 	t.Cleanup(s.close)
 	pid, err := s.startFirst(cmd, options)
 	if err != nil {
@@ -144,9 +145,10 @@ type service struct {
 	env      []string // without what systemd adds
 	systemd  *Supervisor
 	parent   *parent
-	socket   int         // to the parent, by which files go; 0: none
-	printed  *transcript // nil: the caller's
-	token    string      // begins a message of this process to itself
+	socket   int // to the parent, by which files go; 0: none
+	printed  transcript
+	journal  bool   // something is printed there
+	token    string // ends what a start has printed; begins a message of this process to itself
 	watchdog time.Duration
 	anyone   bool // may speak
 	passed   []stored
@@ -186,16 +188,6 @@ func (s *service) startFirst(cmd *exec.Cmd, options []Option) (pid int, err erro
 	if err = sendFiles(s.socket, s.passed); err != nil {
 		return 0, err
 	}
-	c := *cmd
-	if c.Stdout == nil || c.Stderr == nil {
-		s.printed = new(transcript)
-	}
-	if c.Stdout == nil {
-		c.Stdout = s.printed
-	}
-	if c.Stderr == nil {
-		c.Stderr = s.printed
-	}
 	s.timeout = s.watchdog
 	do := task{
 		Role:  asSystemd,
@@ -203,6 +195,16 @@ func (s *service) startFirst(cmd *exec.Cmd, options []Option) (pid int, err erro
 		Attr:  syscall.SysProcAttr{Setsid: true},
 		Files: len(s.passed),
 	}
+	c := *cmd
+	if c.Stderr == nil {
+		c.Stderr = &s.printed
+		do.Prompt, do.PromptFD = []byte(s.token), 2
+	}
+	if c.Stdout == nil {
+		c.Stdout = &s.printed
+		do.Prompt, do.PromptFD = []byte(s.token), 1
+	}
+	s.journal = do.Prompt != nil
 	s.parent = newParent(s.t, s.reported)
 	return s.parent.run(&c, do, theirs)
 }
@@ -256,7 +258,10 @@ func (s *service) reported(r *report) {
 	switch {
 	case r != nil && r.Event == hasStarted:
 		s.hasStarted(r.PID)
-	case r == nil || r.Event == hasNotStarted:
+	case r == nil:
+		s.hasStarted(0)
+		s.printed.end(errEnded)
+	case r.Event == hasNotStarted:
 		s.hasStarted(0)
 	case r.Event == hasEnded:
 		s.hasExited(*r)
@@ -400,8 +405,8 @@ func (s *service) fail(what, received string) {
 		what += ", the command's context having ended"
 	}
 	s.parent.end() // before printed is complete
-	if s.printed != nil {
-		what += "; " + lastWords(s.printed.all())
+	if s.journal {
+		what += "; " + lastWords(s.output())
 	}
 	if received != "" {
 		what += "; " + received
@@ -439,12 +444,12 @@ func (u *Unit) ended() (last report, ok bool) {
 func (u *Unit) Processes() []int { return u.service.parent.processes() }
 
 // Output returns what the service has printed so far, in all its starts, apart
-// from what goes to a Stdout or Stderr in cmd.
-func (u *Unit) Output() string {
-	if u.service.printed == nil {
-		return ""
-	}
-	return string(u.service.printed.all())
+// from what goes to a Stdout or Stderr of cmd. After Wait and Stop it is all
+// that was printed until the main process ended.
+func (u *Unit) Output() string { return string(u.service.output()) }
+
+func (s *service) output() []byte {
+	return bytes.ReplaceAll(s.printed.all(), []byte(s.token), nil)
 }
 
 // Signal sends sig to the main process, as systemctl kill does. The error is
@@ -477,6 +482,15 @@ func (u *Unit) wait(ctx context.Context) (last report, err error) {
 		}
 		return u.start < len(all)
 	})
+	if err == nil && u.service.journal {
+		err = u.service.printed.wait(ctx, func(text []byte) bool {
+			return bytes.Count(text, []byte(u.service.token)) > u.start
+		})
+	}
+	if err == errEnded { // the test has ended it
+		u.service.parent.end()
+		err = nil
+	}
 	return last, err
 }
 
@@ -489,8 +503,7 @@ func (u *Unit) Reload(ctx context.Context) Notification {
 	u.service.t.Helper()
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	var now unix.Timespec
-	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
+	sent := monotonic() / 1000
 	if err := u.Signal(unix.SIGHUP); err != nil {
 		u.service.fail(fmt.Sprintf("reload: SIGHUP: %v", err), u.Systemd.received())
 		return Notification{}
@@ -498,7 +511,7 @@ func (u *Unit) Reload(ctx context.Context) Notification {
 	u.Systemd.find(ctx, "RELOADING=1 with MONOTONIC_USEC after SIGHUP", func(n Notification) bool {
 		text, _ := n.Get("MONOTONIC_USEC")
 		usec, err := strconv.ParseInt(text, 10, 64)
-		return slices.Contains(n.Assignments, "RELOADING=1") && err == nil && usec >= now.Nano()/1000
+		return slices.Contains(n.Assignments, "RELOADING=1") && err == nil && usec >= sent
 	})
 	return u.Systemd.find(ctx, "READY=1 after RELOADING=1", func(n Notification) bool {
 		return slices.Contains(n.Assignments, "READY=1")

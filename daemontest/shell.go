@@ -117,7 +117,7 @@ func (s *Session) start(t TB, cmd *exec.Cmd) error {
 	c, err := onTerminal(cmd, line)
 	if err == nil {
 		s.parent = newParent(t, nil)
-		s.PID, err = s.parent.run(c, task{Role: asShell, Prompt: s.prompt, Attr: syscall.SysProcAttr{Setpgid: true}}, line)
+		s.PID, err = s.parent.run(c, s.task(), line)
 	}
 	if err != nil {
 		s.close()
@@ -125,6 +125,16 @@ func (s *Session) start(t TB, cmd *exec.Cmd) error {
 	}
 	t.Cleanup(s.close) // before the processes are ended: none is to wait for it
 	return nil
+}
+
+// task is what is special about a shell's command. The prompt comes after all
+// that the command has written to the terminal.
+func (s *Session) task() task {
+	return task{
+		Role:   asShell,
+		Attr:   syscall.SysProcAttr{Setpgid: true},
+		Prompt: s.prompt, PromptFD: terminalFD,
+	}
 }
 
 // close closes the terminal.

@@ -326,6 +326,9 @@ func TestNotificationThatDoesNotArrive(t *testing.T) {
 			s.Wait(short(t), "READY=1")
 		}, "no READY=1", "deadline", `"STATUS=taken"`, `"STATUS=skipped\n"`, fmt.Sprintf("pid %d", os.Getpid()), "1 file", `"READY=1\\"`, "backslash")
 	})
+	t.Run("bare key", func(t *testing.T) {
+		failing(t, func(ft TB) { Systemd(ft).Wait(t.Context(), "READY") }, `wait for "READY": want KEY=VALUE`)
+	})
 	t.Run("cancelled", func(t *testing.T) {
 		failing(t, func(ft TB) { Systemd(ft).Next(over()) }, "canceled")
 	})
