@@ -78,6 +78,7 @@ package daemon
 
 import (
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -91,16 +92,20 @@ const (
 )
 
 // pid is this process's id, read once: MAINPID= needs no system call.
-var pid = os.Getpid()
+var (
+	pid     = os.Getpid()
+	pidText = strconv.Itoa(pid)
+)
 
 var (
-	readyVerb = alwaysTheSame(verb{
+	readyVerb = verb{
 		own:     []Field{{key: "READY", text: "1"}},
-		status:  &Field{key: "STATUS", text: "ready"},
+		status:  &notifier.socket.ready,
 		mainPID: &Field{key: "MAINPID", number: int64(pid), numeric: true},
-	})
-	stoppingVerb = alwaysTheSame(verb{own: []Field{{key: "STOPPING", text: "1"}}})
-	notifyVerb   = alwaysTheSame(verb{})
+		isReady: true,
+	}
+	stoppingVerb = verb{own: []Field{{key: "STOPPING", text: "1"}}}
+	notifyVerb   = verb{}
 )
 
 // Ready tells whatever started this process that it is ready to serve; call it
@@ -133,13 +138,29 @@ func Ready(fields ...Field) error {
 	if err := tellLauncher(); err != nil {
 		return err
 	}
-	switch who, address := supervisor(); who {
+	switch who, value := supervisor(); who {
 	case Upstart:
 		return stopOnce()
 	case Systemd:
-		return send(nil, patient, address, readyVerb, fields)
+		v := readyVerb
+		if !isMainProcess() {
+			v.mainPID = nil
+		}
+		return send(nil, patient, value, &v, fields, nil)
+	case Descriptor:
+		return writeReady(value)
 	}
 	return detach("Ready")
+}
+
+// isMainProcess reports whether this is the process that the supervisor started,
+// as far as it tells. Behind a wrapper systemd would stop watching the wrapper,
+// which is its child, for a process that is not, and lose the exit status. In
+// another PID namespace the number is a stranger's. (SYSTEMD_EXEC_PID: see
+// systemd.exec(5), 248 and later.)
+func isMainProcess() bool {
+	started := getenv("SYSTEMD_EXEC_PID")
+	return pid != 1 && (started == "" || started == pidText)
 }
 
 // Reloading tells the supervisor that the program reloads its configuration
@@ -148,13 +169,9 @@ func Ready(fields ...Field) error {
 // nothing and returns nil; it waits at most 90 seconds for one that does not
 // read.
 func Reloading(fields ...Field) error {
-	usec, ok := monotonic()
-	own := []Field{
-		{key: "RELOADING", text: "1"},
-		{key: "MONOTONIC_USEC", number: usec, numeric: true},
-	}
-	if !ok {
-		own = own[:1]
+	own := []Field{{key: "RELOADING", text: "1"}}
+	if usec, ok := monotonic(); ok {
+		own = append(own, Field{key: "MONOTONIC_USEC", number: usec, numeric: true})
 	}
 	return notify(nil, patient, &verb{own: own}, fields)
 }
@@ -163,7 +180,7 @@ func Reloading(fields ...Field) error {
 // (STOPPING=1). Where the supervisor does not listen it does nothing and
 // returns nil; it waits at most 90 seconds for one that does not read.
 func Stopping(fields ...Field) error {
-	return notify(nil, patient, stoppingVerb, fields)
+	return notify(nil, patient, &stoppingVerb, fields)
 }
 
 // Fail tells the supervisor why the program is about to fail: STATUS is the
@@ -176,7 +193,7 @@ func Fail(err error) error {
 		return nil
 	}
 	fields := []Field{Status(err.Error())}
-	if errno, ok := errnoOf(err); ok {
+	if errno, ok := errnoOf(err); ok && errno <= maxErrno {
 		fields = append(fields, Errno(errno))
 	}
 	return Notify(fields...)
@@ -189,56 +206,76 @@ func Notify(fields ...Field) error {
 	if len(fields) == 0 {
 		return nil
 	}
-	return notify(nil, brief, notifyVerb, fields)
+	return notify(nil, brief, &notifyVerb, fields)
 }
 
 // Field is one assignment of a notification, as sd_notify(3) lists them. Of
-// several fields with one key the last counts. A field that cannot be sent
-// makes the call that it is given to an error which wraps [syscall.EINVAL] and
-// names the key.
+// several fields with one key the last counts. A field that cannot be sent makes
+// the call that it is given to return an error, which names the field, says what
+// is wrong with it and wraps [syscall.EINVAL].
 type Field struct {
 	key     string
 	text    string
 	number  int64
-	numeric bool // the value is number, not text
-	invalid bool
+	numeric bool   // the value is number, not text
+	invalid string // why it cannot be sent
 }
 
 // Status is what the supervisor shows people of the service (STATUS), in one
 // line; an empty text clears it. Control characters become spaces; invalid UTF-8
 // and noncharacters, for which systemd would ignore it, become U+FFFD. It is cut
-// where the notification would exceed 4096 bytes.
+// if the notification would exceed 4096 bytes.
 func Status(text string) Field { return Field{key: "STATUS", text: text} }
 
 // MainPID is the id of the process that the supervisor is to watch (MAINPID).
 // A pid below 1 is invalid.
 func MainPID(pid int) Field {
-	return Field{key: "MAINPID", number: int64(pid), numeric: true, invalid: pid < 1}
+	return integer("MAINPID", int64(pid), pid >= 1, "a process id is at least 1")
 }
 
 // Errno is the error number, see errno(3), because of which the service fails
-// (ERRNO). A negative one is invalid.
+// (ERRNO). systemd ignores one outside of 0 to 4095, so that is invalid.
 func Errno(errno int) Field {
-	return Field{key: "ERRNO", number: int64(errno), numeric: true, invalid: errno < 0}
+	return integer("ERRNO", int64(errno), 0 <= errno && errno <= maxErrno, "an error number is 0 to 4095")
 }
+
+const maxErrno = 4095 // MAX_ERRNO of Linux
 
 // BusError is the D-Bus error name because of which the service fails
-// (BUSERROR). Its text is made safe as that of [Status] is, but never cut.
+// (BUSERROR), such as org.freedesktop.DBus.Error.TimedOut. Its text is made safe
+// as that of [Status] is, but never cut. systemd 257 and later ignores a name
+// with quotes, backslashes or anything but ASCII.
 func BusError(name string) Field { return Field{key: "BUSERROR", text: name} }
 
-// ExtendTimeout has the supervisor's current time limit, for start, run or
-// stop, end no sooner than d from now (EXTEND_TIMEOUT_USEC, in whole
+// ExtendTimeout asks the supervisor to end its current time limit, for start, run
+// or stop, no sooner than d from now (EXTEND_TIMEOUT_USEC, in whole
 // microseconds). A negative d is invalid.
 func ExtendTimeout(d time.Duration) Field {
-	return Field{key: "EXTEND_TIMEOUT_USEC", number: d.Microseconds(), numeric: true, invalid: d < 0}
+	return integer("EXTEND_TIMEOUT_USEC", d.Microseconds(), d >= 0, "a duration is not negative")
 }
 
-// Set is any other assignment. The key is made of A to Z, 0 to 9 and _, does
-// not begin with a digit, and is neither BARRIER (see [Barrier]) nor FDSTORE
-// (see [StoreFiles]); the value holds no newline, carriage return or NUL. Any
-// other key or value is invalid.
+func integer(key string, value int64, ok bool, rule string) Field {
+	if ok {
+		rule = ""
+	}
+	return Field{key: key, number: value, numeric: true, invalid: rule}
+}
+
+// Set is any other assignment. The key is made of A to Z, 0 to 9 and _, and does
+// not begin with a digit. It is not BARRIER, FDSTORE or MAINPIDFD, which need a
+// descriptor: see [Barrier] and [StoreFiles]. The value holds no newline,
+// carriage return or NUL. Any other key or value is invalid.
 func Set(key, value string) Field {
-	return Field{key: key, text: value, invalid: !validKey(key) || strings.ContainsAny(value, "\n\r\x00")}
+	f := Field{key: key, text: value}
+	switch {
+	case !validKey(key):
+		f.invalid = "a key is made of A to Z, 0 to 9 and _, and does not begin with a digit"
+	case key == "BARRIER" || key == "FDSTORE" || key == "MAINPIDFD":
+		f.invalid = "it needs a descriptor"
+	case strings.ContainsAny(value, "\n\r\x00"):
+		f.invalid = "a value holds no newline, carriage return or NUL"
+	}
+	return f
 }
 
 func validKey(key string) bool {
@@ -248,5 +285,5 @@ func validKey(key string) bool {
 			return false
 		}
 	}
-	return key != "" && key != "BARRIER" && key != "FDSTORE"
+	return key != ""
 }

@@ -2,11 +2,7 @@
 
 package daemon
 
-import (
-	"syscall"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // identity tells one file from another, whatever its name or number.
 type identity struct{ device, inode uint64 }
@@ -25,86 +21,76 @@ func identifyPath(path string) (identity, error) {
 	return identity{uint64(stat.Dev), uint64(stat.Ino)}, err
 }
 
-// held is a descriptor that this package keeps open. A program may close it all
-// the same, and open another file by the same number.
-type held struct {
+// checkedFD is a descriptor that this package uses only after it has checked
+// that the number still stands for the same file. A program may close all its
+// descriptors, and open others that get the same numbers.
+type checkedFD struct {
 	fd int
 	id identity
 }
 
-func hold(fd int) held {
+// noFD is never valid.
+var noFD = checkedFD{fd: -1}
+
+func newCheckedFD(fd int) checkedFD {
 	id, err := identify(fd)
 	if err != nil {
-		return held{fd: -1}
+		return noFD
 	}
-	return held{fd, id}
+	return checkedFD{fd, id}
 }
 
-// holdPipe holds the pipe that a marker names. A forged one may name anything,
-// and is to harm nothing.
-func holdPipe(fd int) held {
+// inherit returns a pipe or a socket that the environment names by its number,
+// and marks it close-on-exec. A number that is wrong, or forged, may stand for
+// any file: that file is left alone.
+func inherit(fd int) checkedFD {
 	var stat unix.Stat_t
-	if err := unix.Fstat(fd, &stat); err != nil || fd <= 2 || stat.Mode&unix.S_IFMT != unix.S_IFIFO {
-		return held{fd: -1}
+	if fd < 0 || unix.Fstat(fd, &stat) != nil {
+		return noFD
+	}
+	if kind := stat.Mode & unix.S_IFMT; kind != unix.S_IFIFO && kind != unix.S_IFSOCK {
+		return noFD
 	}
 	unix.CloseOnExec(fd)
-	return hold(fd)
+	return checkedFD{fd, identity{uint64(stat.Dev), uint64(stat.Ino)}}
 }
 
-// ours tells whether the descriptor still stands for what it did.
-func (h held) ours() bool {
-	id, err := identify(h.fd)
-	return err == nil && id == h.id
+// valid reports whether the number still stands for the same file.
+func (c checkedFD) valid() bool {
+	id, err := identify(c.fd)
+	return err == nil && id == c.id
 }
 
-// moveHigh moves fd to a number that a program seldom reaches by itself, never
-// to 0, 1 or 2, and makes it close-on-exec. A program that closes all
-// descriptors from 3 up then makes this package see EBADF, and not the file that
-// the program opens next.
+// tableSize is the size of the kernel's first table of descriptors. To grow the
+// table of a process that has threads takes the kernel milliseconds.
+const tableSize = 64
+
+// moveHigh moves fd to the highest free number of the first table. A program
+// that closes all descriptors from 3 up opens its next files at low numbers, so
+// this package then sees EBADF, and not one of those files.
 func moveHigh(fd int) (int, error) {
-	// Not the highest: the kernel's table of descriptors grows with the number.
-	moved, err := duplicate(fd, 4000)
-	switch {
-	case err == nil:
-		unix.Close(fd)
-	case fd > 2: // it is the last descriptor that there was
-		moved = fd
-	default:
-		unix.Close(fd)
-		return -1, err
+	if fd >= tableSize {
+		return fd, nil
 	}
-	unix.CloseOnExec(moved)
-	return moved, nil
+	moved, err := duplicateHigh(fd)
+	if err != nil && fd > 2 {
+		return fd, nil // it is the last descriptor that there was
+	}
+	unix.Close(fd)
+	return moved, err
 }
 
-// openPipe is os.Pipe without the runtime's poller, which throws where there is no
-// descriptor left for it.
-func openPipe() (r, w int, err error) {
-	syscall.ForkLock.RLock() // nothing inherits it before it is close-on-exec
-	defer syscall.ForkLock.RUnlock()
-	var fds [2]int
-	if err := syscall.Pipe(fds[:]); err != nil {
-		return -1, -1, err
+// duplicateHigh duplicates fd, as close-on-exec, to the highest free number of
+// the first table, or else to any but 0, 1 and 2.
+func duplicateHigh(fd int) (int, error) {
+	for number := tableSize - 1; number > 2; number-- {
+		if _, err := unix.FcntlInt(uintptr(number), unix.F_GETFD, 0); err == nil {
+			continue // in use
+		}
+		duplicate, err := duplicateFrom(fd, number)
+		if err != unix.EINVAL { // the number is above the limit (RLIMIT_NOFILE)
+			return duplicate, err
+		}
 	}
-	unix.CloseOnExec(fds[0])
-	unix.CloseOnExec(fds[1])
-	return fds[0], fds[1], nil
-}
-
-// firstTable is a number that the kernel's first table of 64 descriptors holds.
-// To grow the table of a process that has threads takes it milliseconds.
-const firstTable = 48
-
-// duplicate duplicates fd to the next free number from lowest up, or from as
-// high as there is room, but not to 0, 1 or 2.
-func duplicate(fd, lowest int) (int, error) {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
-		lowest = int(min(uint64(lowest), max(uint64(limit.Cur), 19)-16))
-	}
-	fd2, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD, lowest)
-	if err != nil { // no room up there
-		return unix.FcntlInt(uintptr(fd), unix.F_DUPFD, 3)
-	}
-	return fd2, nil
+	return duplicateFrom(fd, 3)
 }

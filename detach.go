@@ -5,23 +5,22 @@ package daemon
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// Go cannot fork without exec, so a detach takes three processes' worth of
-// this one program. The first replaces itself by the launcher, with the same
-// pid: the shell goes on waiting for it. The launcher starts the daemon, waits
-// for its word, and exits. Each learns from the marker, in init, what it is.
+// Go cannot fork without exec, so a detach takes three processes' worth of this
+// one program. The first replaces itself by the launcher, with the same pid: the
+// shell goes on waiting for it. The launcher starts the daemon, waits for its
+// word, and exits. Each learns from the marker, in init, what it is.
 
 // Detach detaches now what [Ready] would detach later: call it first in main,
 // and everything after it happens once, in the daemon. The shell still gets
@@ -29,471 +28,293 @@ import (
 // if the daemon ends before that, the shell sees its exit status, or the
 // signal.
 //
-// Under a supervisor, where Ready would stay in the foreground, and in the
-// daemon itself it does nothing and returns nil. The errors are those of
-// Ready's detach.
+// Detach does nothing and returns nil under a supervisor, if Ready would stay in
+// the foreground, and in the daemon itself. The errors are those of Ready's
+// detach.
 func Detach() error {
-	if daemonized {
+	if detached.isDaemon {
 		return checkLauncher()
 	}
-	if Detect() != None || start.supervisor != None {
+	if Detect() != None || atStart.supervisor != None {
 		return nil
 	}
 	return detach("Detach")
 }
 
-// Foreground keeps [Ready] and [Detach] from detaching: call it before them
-// for a -f flag, and under a supervisor that leaves no trace in the environment
-// (s6, runit, supervisord) give the program that flag. A supervisor that the
-// environment names is notified all the same.
-func Foreground() { foreground.Store(true) }
-
-var foreground atomic.Bool
-
-// marker is the environment variable that makes a launcher, or a daemon, of
-// the process that it names. It is gone before main runs.
-const marker = "_DAEMON_DETACH"
-
 func init() {
-	value, marked := os.LookupEnv(marker)
-	if marked {
-		os.Unsetenv(marker)
-	}
-	start.keep()
-	// A setuid program takes no orders from its caller's environment.
-	if !marked || secure() {
-		return
-	}
-	switch m, ok := parseMark(value); {
-	case !ok:
-	case m.role == "launcher" && m.pid == pid:
-		launch(m)
-	case m.role == "daemon":
-		begin(m)
+	keepStart()
+	keepPassed()
+	keepNotifyFD()
+	var l launcherMark
+	var d daemonMark
+	switch value := takeMarker(); {
+	case value == "":
+	case parse(value, &l) && l.pid == pid:
+		launch(l)
+	case parse(value, &d) && !startedByDaemonOf(d.launcher):
+		begin(d)
 	}
 }
 
-// mark is what the marker says.
-type mark struct {
-	role      string // launcher or daemon
-	pid       int    // the launcher's
-	verb      string // launcher: Ready or Detach
-	pipe      int    // daemon: the descriptor through which it tells the launcher
-	name      string // what ps(1) shows
-	directory string // launcher: where to start the daemon; empty: here
-}
-
-// String makes the variable. A name may hold anything, so its length is there.
-func (m mark) String() string {
-	return marker + "=" + strings.Join([]string{
-		m.role, strconv.Itoa(m.pid), m.verb, strconv.Itoa(m.pipe), strconv.Itoa(len(m.name)), m.name + m.directory,
-	}, "/")
-}
-
-func parseMark(value string) (m mark, ok bool) {
-	fields := strings.SplitN(value, "/", 6)
-	if len(fields) < 6 {
-		return m, false
-	}
-	var numbers [3]int
-	for i, field := range []string{fields[1], fields[3], fields[4]} {
-		n, err := strconv.Atoi(field)
-		if err != nil {
-			return m, false
-		}
-		numbers[i] = n
-	}
-	length, rest := numbers[2], fields[5]
-	if length < 0 || length > len(rest) {
-		return m, false
-	}
-	return mark{fields[0], numbers[0], fields[2], numbers[1], rest[:length], rest[length:]}, true
-}
-
-// start is how this process was started: the launcher starts the daemon alike.
-var start origin
-
-type origin struct {
-	path        string // executes this very program
+// atStart is how this process was started. The daemon is started alike.
+var atStart struct {
 	args, env   []string
+	program     string // the path that the kernel executed
+	programID   identity
 	supervisor  Supervisor
 	directory   string
 	directoryID identity
-	credentials credentials
+	root        identity
 	parent      int
+	standard    [3]identity // of descriptors 0, 1 and 2; zero if closed
 	ignored     [len(keptSignals)]bool
 }
 
-// credentials are what a program that has dropped its rights cannot get back.
-type credentials struct {
-	uid, euid, gid, egid int
-	root                 identity
+// keptSignals are those that the Go runtime leaves ignored if the caller ignored
+// them, and that main may ignore or catch itself (see os/signal).
+var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT}
+
+func keepStart() {
+	s := &atStart
+	s.args = make([]string, len(os.Args))
+	for i, arg := range os.Args { // which are in the memory where setproctitle(3) writes
+		s.args[i] = strings.Clone(arg)
+	}
+	s.env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
+	s.supervisor = Detect()
+	s.program = executedPath()
+	s.programID, _ = identifyPath(s.program)
+	s.directory, _ = unix.Getwd()
+	s.directoryID, _ = identifyPath(".")
+	s.root, _ = identifyPath("/")
+	s.parent = unix.Getppid()
+	for fd := range s.standard {
+		s.standard[fd], _ = identify(fd)
+	}
+	for i, sig := range keptSignals {
+		s.ignored[i] = signal.Ignored(sig)
+	}
 }
 
-// keptSignals are those that a Go program leaves ignored where its caller
-// ignored them: the runtime takes all others back (see os/signal).
-var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
-
-func (o *origin) keep() {
-	o.args, o.env, o.supervisor = nil, os.Environ(), Detect()
-	for _, arg := range os.Args { // which are in the memory where setproctitle(3) writes
-		o.args = append(o.args, strings.Clone(arg))
-	}
-	o.directory, _ = unix.Getwd()
-	o.directoryID, _ = identifyPath(".")
-	o.credentials = currentCredentials()
-	o.path = o.findProgram()
-	o.parent = unix.Getppid()
-	for i, s := range keptSignals {
-		o.ignored[i] = isIgnored(s)
-	}
-}
-
-// findProgram finds the program's file even where it has been replaced or removed
-// since. Without /proc it trusts argv[0].
-func (o *origin) findProgram() string {
-	const self = "/proc/self/exe"
-	if _, err := identifyPath(self); err == nil {
-		return self
-	}
-	path := o.args[0]
-	if !strings.Contains(path, "/") {
-		path, _ = exec.LookPath(path) // exec.ErrDot comes with a path
-	}
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(o.directory, path)
-	}
-	return path
-}
-
-func currentCredentials() credentials {
-	root, _ := identifyPath("/")
-	return credentials{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid(), root}
-}
-
-const cureTestRun = "set NOTIFY_SOCKET, call daemon.Foreground or use package daemontest"
+const advice = "call daemon.Detach first in main"
 
 var (
-	errTestRun = errors.New(cureTestRun)
-	errSecure  = errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
-	errChanged = errors.New("user, group or root directory have changed: call daemon.Detach first in main")
-	errUnset   = errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
+	errSecure = errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
+	errRights = errors.New("user, group or root directory have changed: " + advice)
+	errUnset  = errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
+	errCopy   = errors.New("another copy of this package has detached the program: call Ready of that one only")
 )
-
-// inTest tells whether this is a `go test` run.
-func inTest() bool {
-	return slices.ContainsFunc(start.args, func(arg string) bool { return strings.HasPrefix(arg, "-test.") })
-}
 
 // detaching is held while the first process turns into the launcher.
 var detaching sync.Mutex
 
-// detach returns nil where this process is to stay as it is; otherwise it does
-// not return, or returns why it could not detach. verb is Ready or Detach.
+// detach returns nil if this process is to stay as it is; otherwise it does not
+// return, or returns why it could not detach. verb is Ready or Detach.
 func detach(verb string) error {
-	switch {
-	case daemonized, stays():
+	if detached.isDaemon || staysInForeground() {
 		return nil
-	case inTest():
-		return failed("detach", "in a go test run", errTestRun)
-	case secure():
-		return failed("detach", start.args[0], errSecure)
-	case start.supervisor != None: // it is there, and cannot be told
-		return failed("detach", start.args[0], errUnset)
-	case start.credentials != currentCredentials():
-		return failed("detach", start.args[0], errChanged)
+	}
+	if err := mayDetach(); err != nil {
+		return failed("detach", atStart.args[0], err)
 	}
 	detaching.Lock()
 	defer detaching.Unlock()
 	return replace(verb)
 }
 
-// stays tells whether something holds on to this very process, so that leaving
-// would look like its death.
-func stays() bool {
-	// A parent of 0 is outside of the PID namespace: a container runtime.
-	return foreground.Load() || pid == 1 || start.parent <= 1 || executedBySystemd()
+func mayDetach() error {
+	switch {
+	case secure():
+		return errSecure
+	case atStart.supervisor != None: // it is there, and cannot be told
+		return errUnset
+	case !sameRights():
+		return errRights
+	case detachedByCopy():
+		return errCopy
+	}
+	return checkProgram("call daemon.Foreground")
 }
 
-// executedBySystemd tells so even where main has cleared the environment.
-func executedBySystemd() bool {
-	own := strconv.Itoa(pid)
-	return os.Getenv("SYSTEMD_EXEC_PID") == own || slices.Contains(start.env, "SYSTEMD_EXEC_PID="+own)
+// sameRights reports whether the program still has what it would need to
+// initialize once more.
+func sameRights() bool {
+	root, _ := identifyPath("/")
+	now := [4]int{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid()}
+	return root == atStart.root && now == idsAtStart()
+}
+
+// checkProgram returns an error that ends in cure if this process is not the
+// program that imports this package, and so must not be started again or stopped:
+// a test binary, or a program that has loaded a Go library.
+func checkProgram(cure string) error {
+	// The main goroutine's stack tells what no public name does: a test binary's
+	// main is generated, and a C program's library (-buildmode=c-shared,
+	// c-archive) has no main goroutine.
+	buffer := make([]byte, 64<<10)
+	stacks := "\n\n" + string(buffer[:runtime.Stack(buffer, true)])
+	_, stack, found := strings.Cut(stacks, "\n\ngoroutine 1 ")
+	stack, _, _ = strings.Cut(stack, "\n\n")
+	_, position, _ := strings.Cut(stack, "\nmain.main()\n\t")
+	file, _, _ := strings.Cut(position, ":")
+	switch {
+	case !found:
+		return errors.New("a library does not detach or stop the program that has loaded it: " + cure)
+	case filepath.Base(file) == "_testmain.go":
+		return errors.New("a test binary does not detach or stop: use package daemontest, or set NOTIFY_SOCKET, or " + cure)
+	}
+	if executed, loaded := executedFile(), loadedFile(); executed != "" && loaded != "" && executed != loaded {
+		return errors.New("the program that runs is " + executed + ", and this is " + loaded + ": start it by itself, or " + cure)
+	}
+	return nil
 }
 
 // replace executes the launcher in place of this program.
 func replace(verb string) error {
+	operation := "detach: "
+	if verb == "Ready" {
+		operation = "detach: " + advice + ": "
+	}
 	directory, err := directoryToRestore()
 	if err != nil {
-		return err
+		return failed(operation+"return to", atStart.directory, err)
 	}
-	m := mark{role: "launcher", pid: pid, verb: verb, name: commandName(), directory: directory}
-	if err := keepFilesOnExec(true); err != nil {
-		return err
+	path, err := program()
+	if err != nil {
+		return failed(operation+"find", path, err)
 	}
-	undo := prepareExec()
-	// A child on its way from fork to exec would hold on to our listeners.
+	// A child on its way from fork to exec would hold on to our listeners, or
+	// inherit what is passed on.
 	syscall.ForkLock.Lock()
-	err = syscall.Exec(start.path, start.args, append(slices.Clip(start.env), m.String()))
-	syscall.ForkLock.Unlock()
-	undo()
-	_ = keepFilesOnExec(false)
-	return failed("detach: call daemon.Detach first in main: execve", start.path, err)
+	defer syscall.ForkLock.Unlock()
+	takeBack, err := passFilesOn()
+	if err != nil {
+		return failed(strings.TrimSuffix(operation, ": "), atStart.args[0], err)
+	}
+	blocked, restore := prepareExec()
+	m := launcherMark{
+		pid: pid, blocked: blocked, replaced: replacedStandard(),
+		verb: verb, name: commandName(), directory: directory,
+	}
+	var limit unix.Rlimit // which Exec sets back to the caller's
+	errLimit := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), format(&m)))
+	if errLimit == nil {
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	}
+	restore()
+	takeBack()
+	return failed(operation+"execve", atStart.args[0], err)
 }
 
-// directoryToRestore returns the directory at start-up, or nothing where the
-// program has not left it.
+// directoryToRestore returns the directory at start-up, or nothing if the program
+// has not left it.
 func directoryToRestore() (string, error) {
-	if now, err := identifyPath("."); err == nil && now == start.directoryID {
+	if now, err := identifyPath("."); err == nil && now == atStart.directoryID {
 		return "", nil
 	}
-	then, err := identifyPath(start.directory)
-	if err == nil && then != start.directoryID {
+	then, err := identifyPath(atStart.directory)
+	if err == nil && then != atStart.directoryID {
 		err = unix.ESTALE
 	}
-	if err != nil {
-		return "", failed("detach: call daemon.Detach first in main: return to", start.directory, err)
-	}
-	return start.directory, nil
+	return atStart.directory, err
 }
 
-// What the launcher reads from the pipe: the daemon's word, or its own that the
-// daemon has ended. One reader of one pipe sees which came first.
-const (
-	wordReady = 'r'
-	wordEnded = 'e'
-)
-
-// launch is the launcher's whole life: it starts the daemon and ends as the
-// daemon says, or as the daemon ends.
-func launch(m mark) {
-	setName(m.name)
-	if m.directory != "" {
-		exitOn("chdir", m.directory, unix.Chdir(m.directory))
-		start.keep()
-	}
-	r, w, err := openPipe()
-	exitOn("open", "pipe", err)
-	signals := make(chan os.Signal, 8)
-	catch(signals, unix.SIGTERM, unix.SIGHUP)
-	daemon := startDaemon(m.name, w)
-	// Not before there is a daemon for the terminal to interrupt.
-	catch(signals, unix.SIGINT, unix.SIGQUIT)
-	go passOn(signals, daemon)
-
-	ended := make(chan unix.WaitStatus, 1)
-	go func() {
-		ended <- waitFor(daemon)
-		_, _ = unix.Write(w, []byte{wordEnded})
-	}()
-	if hear(r) == wordReady {
-		os.Exit(0)
-	}
-	endLike(m.verb, <-ended)
-}
-
-// hear waits for a word.
-func hear(pipe int) byte {
-	var word [1]byte
-	_, err := unix.Read(pipe, word[:])
-	for err == unix.EINTR {
-		_, err = unix.Read(pipe, word[:])
-	}
-	exitOn("read", "pipe", err)
-	return word[0]
-}
-
-// startDaemon starts the program once more, with another descriptor of the
-// pipe's end w that no descriptor of the caller's can be in the way of.
-func startDaemon(name string, w int) (child int) {
-	pipe, err := duplicate(w, firstTable)
-	exitOn("duplicate", "pipe", err)
-	defer unix.Close(pipe)
-	m := mark{role: "daemon", pid: pid, pipe: pipe, name: name}
-	child, err = syscall.ForkExec(start.path, start.args, &syscall.ProcAttr{
-		Env:   append(slices.Clip(start.env), m.String()),
-		Files: []uintptr{0, 1, 2},
-	})
-	exitOn("start", start.path, err)
-	return child
-}
-
-// catch has signals delivered to c, except those that the caller ignored.
-func catch(c chan<- os.Signal, signals ...unix.Signal) {
-	for _, s := range signals {
-		if !signal.Ignored(s) {
-			signal.Notify(c, s)
+// replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced.
+// The launcher and the daemon find them replaced when they start.
+func replacedStandard() (bits int) {
+	for fd, then := range atStart.standard {
+		if now, err := identify(fd); err == nil && now != then {
+			bits |= 1 << fd
 		}
 	}
+	return bits
 }
 
-// passOn passes on what was sent to the launcher alone. The terminal's signals
-// are only caught: the daemon, in the same process group, got its own.
-func passOn(signals <-chan os.Signal, daemon int) {
-	for s := range signals {
-		if s == unix.SIGTERM || s == unix.SIGHUP {
-			_ = unix.Kill(daemon, s.(unix.Signal))
+// marker is the environment variable that makes a launcher, or a daemon, of the
+// process that it names. It is gone before main runs.
+const marker = "_DAEMON_DETACH"
+
+// A mark is what the marker says, to either of two roles.
+type mark interface {
+	parts() (role string, numbers []*int, texts []*string)
+}
+
+// format makes the variable: the copy of this package that it is for, the role,
+// the numbers, the lengths of the texts, and the texts, which may hold anything.
+func format(m mark) string {
+	role, numbers, texts := m.parts()
+	head, tail := marker+"="+packagePath()+":"+role, ":"
+	for _, number := range numbers {
+		head += ":" + strconv.Itoa(*number)
+	}
+	for _, text := range texts {
+		head += ":" + strconv.Itoa(len(*text))
+		tail += *text
+	}
+	return head + tail
+}
+
+// parse reads what follows the package's path. It returns false if the marker is
+// for another role, or malformed.
+func parse(value string, m mark) bool {
+	role, numbers, texts := m.parts()
+	fields := strings.SplitN(value, ":", 1+len(numbers)+len(texts)+1)
+	if len(fields) < 1+len(numbers)+len(texts)+1 || fields[0] != role {
+		return false
+	}
+	rest := fields[len(fields)-1]
+	for i, field := range fields[1 : len(fields)-1] {
+		n, err := strconv.Atoi(field)
+		switch {
+		case err != nil:
+			return false
+		case i < len(numbers):
+			*numbers[i] = n
+		case n < 0 || n > len(rest):
+			return false
+		default:
+			*texts[i-len(numbers)], rest = rest[:n], rest[n:]
 		}
 	}
+	return rest == ""
 }
 
-func waitFor(child int) (status unix.WaitStatus) {
-	for {
-		_, err := unix.Wait4(child, &status, 0, nil)
-		if err != unix.EINTR {
-			exitOn("wait for", "process "+strconv.Itoa(child), err)
-			return status
+// takeMarker removes the marker from the environment and returns what it says to
+// this copy of the package. A setuid program takes no orders from its caller's
+// environment.
+func takeMarker() string {
+	value, marked := os.LookupEnv(marker)
+	if !marked {
+		return ""
+	}
+	value, ours := strings.CutPrefix(value, packagePath()+":")
+	if !ours {
+		return "" // another copy's init takes it
+	}
+	os.Unsetenv(marker)
+	if secure() {
+		return ""
+	}
+	return value
+}
+
+// packagePath tells one copy of this package in a program from another, such as
+// a fork of it or its next major version.
+func packagePath() string {
+	pc, _, _, _ := runtime.Caller(0)
+	return strings.TrimSuffix(runtime.FuncForPC(pc).Name(), ".packagePath")
+}
+
+// detachedByCopy reports whether another copy has made a daemon of this process.
+// The environment with which the kernel started it shows even what that copy has
+// removed.
+func detachedByCopy() bool {
+	for variable := range strings.SplitSeq(readFile("/proc/self/environ"), "\x00") {
+		value, marked := strings.CutPrefix(variable, marker+"=")
+		if path, rest, _ := strings.Cut(value, ":"); marked && path != packagePath() && strings.HasPrefix(rest, "daemon:") {
+			return true
 		}
 	}
-}
-
-// endLike ends the launcher the way the daemon ended before it was ready.
-func endLike(verb string, status unix.WaitStatus) {
-	if status.Signaled() {
-		dieOf(status.Signal())
-		os.Exit(128 + int(status.Signal()))
-	}
-	code := status.ExitStatus()
-	if code == 0 && verb == "Ready" { // after Detach it may have been a --version
-		exitOn("detach", start.args[0], errors.New("exited with status 0 before it was ready"))
-	}
-	os.Exit(code)
-}
-
-// exitOn is for a failure of the launcher itself.
-func exitOn(operation, object string, err error) {
-	if err != nil {
-		os.Stderr.WriteString(failed(operation, object, err).Error() + "\n")
-		os.Exit(1)
-	}
-}
-
-// daemonized tells that this process is a launcher's daemon.
-var daemonized bool
-
-// self is the daemon's side of the pipe.
-var self struct {
-	sync.Mutex
-	launcher int
-	pipe     held
-	null     held // /dev/null, which main may lose by a chroot
-	told     bool // that this process is ready
-}
-
-// begin makes this process the daemon of launcher, before main runs. It does
-// without the runtime's poller, which would not survive a main that begins by
-// closing all descriptors.
-func begin(m mark) {
-	daemonized = true
-	self.launcher, self.pipe = m.pid, holdPipe(m.pipe)
-	null, _ := openNull() // if not now, then by Ready
-	self.null = hold(null)
-	setName(m.name)
-	for _, key := range []string{"LISTEN_PID", "WATCHDOG_PID"} {
-		if os.Getenv(key) == strconv.Itoa(m.pid) {
-			os.Setenv(key, strconv.Itoa(pid))
-		}
-	}
-}
-
-// tellLauncher detaches a daemon from its terminal and then has the launcher
-// exit. In any other process, and a second time, it does nothing.
-func tellLauncher() error {
-	if !daemonized {
-		return nil
-	}
-	return tellOnce()
-}
-
-func tellOnce() error {
-	self.Lock()
-	defer self.Unlock()
-	if self.told {
-		return nil
-	}
-	if err := findLauncher(); err != nil {
-		return err
-	}
-	if err := leaveTerminal(); err != nil {
-		return err
-	}
-	if _, err := unix.Write(self.pipe.fd, []byte{wordReady}); err != nil {
-		return failed("detach: tell", "launcher", err)
-	}
-	self.told = true
-	unix.Close(self.pipe.fd)
-	return nil
-}
-
-// checkLauncher is Detach in the daemon.
-func checkLauncher() error {
-	self.Lock()
-	defer self.Unlock()
-	if self.told {
-		return nil
-	}
-	return findLauncher()
-}
-
-// findLauncher returns an error where the launcher is gone, or the way to it:
-// another process may be the parent now, and another file have the descriptor.
-func findLauncher() error {
-	if unix.Getppid() != self.launcher {
-		return failed("detach: find launcher", "process "+strconv.Itoa(self.launcher), unix.ESRCH)
-	}
-	if !self.pipe.ours() {
-		return failed("detach: find launcher", "descriptor "+strconv.Itoa(self.pipe.fd), unix.EBADF)
-	}
-	return nil
-}
-
-// leaveTerminal makes this process the leader of a session without a terminal
-// (setsid(2)) and puts 0, 1 and 2 on /dev/null.
-func leaveTerminal() error {
-	null := self.null.fd
-	if !self.null.ours() {
-		var err error
-		if null, err = openNull(); err != nil {
-			return failed("detach: open", "/dev/null", err)
-		}
-	}
-	defer unix.Close(null)
-	if err := newSession(); err != nil {
-		return failed("detach: setsid", "process "+strconv.Itoa(pid), err)
-	}
-	for fd := range 3 {
-		if err := duplicateTo(null, fd); err != nil {
-			return failed("detach: open /dev/null as", "descriptor "+strconv.Itoa(fd), err)
-		}
-	}
-	return nil
-}
-
-// newSession makes this process the leader of a session, unless it is one: main
-// has called setsid(2), or a Ready that failed after that.
-func newSession() error {
-	if session, err := unix.Getsid(0); err == nil && session == pid {
-		return nil
-	}
-	// The leader of a process group cannot have a session: it joins the launcher's.
-	if group, err := unix.Getpgid(0); err == nil && group == pid {
-		group, _ = unix.Getpgid(self.launcher)
-		_ = unix.Setpgid(0, group)
-	}
-	_, err := unix.Setsid()
-	return err
-}
-
-// openNull opens /dev/null, and not as 0, 1 or 2.
-func openNull() (fd int, err error) {
-	low, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(low)
-	fd, err = duplicate(low, firstTable)
-	if err == nil {
-		unix.CloseOnExec(fd)
-	}
-	return fd, err
+	return false
 }

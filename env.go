@@ -13,9 +13,10 @@ import (
 type Supervisor int
 
 const (
-	None    Supervisor = iota // nobody: a shell, or a supervisor that asks for no word
-	Upstart                   // upstart's init(8), which waits for a SIGSTOP
-	Systemd                   // systemd, or whoever else speaks sd_notify(3)'s protocol
+	None       Supervisor = iota // nobody: a shell, or a supervisor that waits for nothing
+	Upstart                      // upstart's init(8), which waits for a SIGSTOP
+	Systemd                      // systemd, or whatever else speaks the protocol of sd_notify(3)
+	Descriptor                   // s6, dinit, finit or OpenRC, which wait for a line on NOTIFY_FD
 )
 
 // String returns the supervisor's name in lower case.
@@ -27,72 +28,84 @@ func (s Supervisor) String() string {
 		return "upstart"
 	case Systemd:
 		return "systemd"
+	case Descriptor:
+		return "descriptor"
 	}
 	return "Supervisor(" + strconv.Itoa(int(s)) + ")"
 }
 
-// Detect tells which supervisor the environment names: Upstart where
-// UPSTART_JOB is set, else Systemd where NOTIFY_SOCKET is, else None. An empty
-// variable counts as unset. It sends nothing and changes nothing; a program
-// may use it to choose where its logs go.
+// Detect returns the supervisor that the environment names: Upstart if
+// UPSTART_JOB is set, else Systemd if NOTIFY_SOCKET is, else Descriptor if
+// NOTIFY_FD is, else None. An empty variable counts as unset. Detect sends
+// nothing and changes nothing; a program may use it to choose where its logs go.
 func Detect() Supervisor {
 	who, _ := supervisor()
 	return who
 }
 
-// supervisor is Detect, with the address of systemd's socket. Every notification
-// comes by here, which is why it does what getenv does without calling it.
-func supervisor() (who Supervisor, address string) {
-	job, ok := syscall.Getenv("UPSTART_JOB")
-	if !ok {
-		job = recall("UPSTART_JOB")
+// supervisor returns what Detect does, and the value of the variable that names
+// the supervisor.
+func supervisor() (who Supervisor, value string) {
+	if value = getenv("UPSTART_JOB"); value != "" {
+		return Upstart, value
 	}
-	if job != "" {
-		return Upstart, ""
+	if value = getenv("NOTIFY_SOCKET"); value != "" {
+		return Systemd, value
 	}
-	address, ok = syscall.Getenv("NOTIFY_SOCKET")
-	if !ok {
-		address = recall("NOTIFY_SOCKET")
-	}
-	if address != "" {
-		return Systemd, address
+	if value = getenv("NOTIFY_FD"); value != "" {
+		return Descriptor, value
 	}
 	return None, ""
 }
 
-// UnsetEnvironment removes NOTIFY_SOCKET, UPSTART_JOB, WATCHDOG_USEC,
-// WATCHDOG_PID, LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES from the
-// environment, so that child processes do not inherit them (what sd_notify(3)
-// calls unset_environment). This package remembers the values and goes on
-// talking to the supervisor; a variable that is set again afterwards, be it to
-// the empty string, takes the place of the remembered value. Where none is set
-// it does nothing.
+// UnsetEnvironment removes NOTIFY_SOCKET, NOTIFY_FD, UPSTART_JOB, WATCHDOG_USEC,
+// WATCHDOG_PID, LISTEN_FDS, LISTEN_PID, LISTEN_PIDFDID and LISTEN_FDNAMES from
+// the environment, so that child processes do not inherit them (what
+// sd_notify(3) calls unset_environment). This package remembers the values and
+// goes on talking to the supervisor. A variable that is set again, even to the
+// empty string, replaces the remembered value for good. UnsetEnvironment does
+// nothing if none is set.
 func UnsetEnvironment() {
-	unsetenv("NOTIFY_SOCKET", "UPSTART_JOB", "WATCHDOG_USEC", "WATCHDOG_PID",
-		"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+	unsetenv("NOTIFY_SOCKET", "NOTIFY_FD", "UPSTART_JOB", "WATCHDOG_USEC", "WATCHDOG_PID",
+		"LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES")
 }
 
-// remembered are the values of the variables that unsetenv removed. The map
+// remembered holds the values of the variables that unsetenv removed. The map
 // is replaced, never changed.
 var (
 	remembered   atomic.Pointer[map[string]string]
 	rememberedMu sync.Mutex // held while the map is replaced
 )
 
-// getenv reads the environment, and what was in it before unsetenv.
+// getenv returns the variable's value, or the one that unsetenv removed. It does
+// not allocate.
 func getenv(key string) string {
-	if value, ok := syscall.Getenv(key); ok {
+	value, ok := syscall.Getenv(key)
+	values := remembered.Load()
+	if values == nil {
 		return value
 	}
-	return recall(key)
+	old, wasRemoved := (*values)[key]
+	switch {
+	case !ok:
+		return old
+	case wasRemoved:
+		forget(key)
+	}
+	return value
 }
 
-// recall returns the value that unsetenv has removed.
-func recall(key string) string {
-	if values := remembered.Load(); values != nil {
-		return (*values)[key]
+// forget drops the remembered value of a variable that has been set again:
+// one test's supervisor must not become that of the next.
+func forget(key string) {
+	rememberedMu.Lock()
+	defer rememberedMu.Unlock()
+	if _, ok := os.LookupEnv(key); !ok { // unsetenv was removing it just now
+		return
 	}
-	return ""
+	values := maps.Clone(*remembered.Load())
+	delete(values, key)
+	remembered.Store(&values)
 }
 
 func unsetenv(keys ...string) {

@@ -18,9 +18,23 @@ import (
 // (SD_LISTEN_FDS_START of sd_listen_fds(3)).
 const firstPassed = 3
 
+// passed are the descriptors that the supervisor passed, from firstPassed up.
 var passed struct {
 	sync.Mutex
-	files []*os.File
+	atStart []checkedFD
+	files   []*os.File
+}
+
+// keepPassed runs before main, when the descriptors are there for certain.
+func keepPassed() {
+	count, _ := passedFiles()
+	for i := range count {
+		fd := newCheckedFD(firstPassed + i)
+		if fd == noFD {
+			break
+		}
+		passed.atStart = append(passed.atStart, fd)
+	}
 }
 
 // Files returns the descriptors that the supervisor passed: those of socket
@@ -76,24 +90,28 @@ func passedFiles() (count int, names []string) {
 	return count, names
 }
 
-// keepFilesOnExec reverts what Files did to the descriptors, or does it again: a
-// detach hands them on to the program started again. One that is closed would
-// be missing there.
-func keepFilesOnExec(keep bool) error {
-	passed.Lock()
-	defer passed.Unlock()
-	flags := unix.FD_CLOEXEC
-	if keep {
-		flags = 0
-	}
-	for _, file := range passed.files {
-		fd, err := descriptor(file)
-		if err != nil {
-			return failed("detach: call daemon.Detach first in main: pass on", file.Name(), err)
+// passFilesOn has the program that is executed next inherit what the supervisor
+// passed, whoever has marked it close-on-exec. A descriptor that was closed, or
+// moved to another number, would be missing there: that is an error.
+func passFilesOn() (takeBack func(), err error) {
+	var closed []checkedFD
+	takeBack = func() {
+		for _, c := range closed {
+			unix.CloseOnExec(c.fd)
 		}
-		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags)
 	}
-	return nil
+	for _, c := range passed.atStart {
+		flags, _ := unix.FcntlInt(uintptr(c.fd), unix.F_GETFD, 0)
+		if !c.valid() {
+			takeBack()
+			return nil, failed("pass on", "descriptor "+strconv.Itoa(c.fd), unix.EBADF)
+		}
+		if flags&unix.FD_CLOEXEC != 0 {
+			_, _ = unix.FcntlInt(uintptr(c.fd), unix.F_SETFD, 0)
+			closed = append(closed, c)
+		}
+	}
+	return takeBack, nil
 }
 
 // maxRights is how many descriptors one message carries (SCM_MAX_FD of
@@ -122,14 +140,14 @@ func StoreFiles(name string, files ...*os.File) error {
 	defer runtime.KeepAlive(files)
 	rights := make([]int, len(files))
 	for i, file := range files {
-		fd, err := descriptor(file)
+		fd, err := descriptorOf(file)
 		if err != nil {
 			return failed("store files as", name, err)
 		}
 		rights[i] = fd
 	}
 	for some := range slices.Chunk(rights, maxRights) {
-		err := deliver(nil, brief, address, named("FDSTORE", name), nil, some)
+		err := send(nil, brief, address, named("FDSTORE", name), nil, some)
 		if err != nil {
 			return err
 		}
@@ -149,7 +167,7 @@ func RemoveFiles(name string) error {
 	if !validName(name) {
 		return failed("remove files", strconv.Quote(name), unix.EINVAL)
 	}
-	return deliver(nil, brief, address, named("FDSTOREREMOVE", name), nil, nil)
+	return send(nil, brief, address, named("FDSTOREREMOVE", name), nil, nil)
 }
 
 func named(key, name string) *verb {
@@ -166,9 +184,9 @@ func validName(name string) bool {
 	return 1 <= len(name) && len(name) <= 255
 }
 
-// descriptor returns the file's descriptor and leaves its mode alone, which
+// descriptorOf returns the file's descriptor and leaves its mode alone, which
 // File.Fd does not promise.
-func descriptor(file *os.File) (fd int, err error) {
+func descriptorOf(file *os.File) (fd int, err error) {
 	conn, err := file.SyscallConn()
 	if err != nil {
 		return -1, err

@@ -14,18 +14,21 @@ func tellLauncher() error { return nil }
 
 func stopOnce() error { return nil }
 
+func writeReady(string) error { return nil }
+
 func detach(string) error { return nil }
 
 type verb struct {
-	own             []Field
-	status, mainPID *Field
+	own                  []Field
+	status, mainPID      *Field
+	isReady, isComplaint bool
 }
 
-func alwaysTheSame(verb) *verb { return nil }
+var notifier struct{ socket struct{ ready, said Field } }
 
 func notify(<-chan struct{}, time.Duration, *verb, []Field) error { return nil }
 
-func send(<-chan struct{}, time.Duration, string, *verb, []Field) error { return nil }
+func send(<-chan struct{}, time.Duration, string, *verb, []Field, []int) error { return nil }
 
 func monotonic() (usec int64, ok bool) { return 0, false }
 
@@ -48,3 +51,6 @@ func Detach() error { return nil }
 
 // Foreground does nothing: there is no detaching on this system.
 func Foreground() {}
+
+// Background does nothing: there is no detaching on this system.
+func Background() {}

@@ -3,6 +3,8 @@ package daemon
 import (
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -46,17 +48,118 @@ func duplicateTo(from, to int) error {
 	}
 }
 
-// secure tells whether the program runs with more rights than its caller has
-// (AT_SECURE of getauxval(3): setuid, setgid or file capabilities).
-func secure() bool {
-	const atSecure = 23
-	vector, _ := unix.Auxv()
-	for _, entry := range vector {
-		if entry[0] == atSecure {
-			return entry[1] != 0
+// openSocket opens a datagram socket that no child inherits, even one that a C
+// library starts, which knows nothing of syscall.ForkLock.
+func openSocket() (fd int, err error) {
+	return unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+}
+
+// openPipe is os.Pipe without the runtime's poller, which throws if there is no
+// descriptor left for it.
+func openPipe() (r, w int, err error) {
+	var fds [2]int
+	err = unix.Pipe2(fds[:], unix.O_CLOEXEC)
+	return fds[0], fds[1], err
+}
+
+// duplicateFrom duplicates fd, as close-on-exec, to the next free number.
+func duplicateFrom(fd, lowest int) (int, error) {
+	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, lowest)
+}
+
+// readFile returns what is in a file of proc(5), as far as it can be read. It
+// does without the runtime's poller, too.
+func readFile(path string) string {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	var text []byte
+	for {
+		text = slices.Grow(text, 4096)
+		n, err := unix.Read(fd, text[len(text):cap(text)])
+		if n > 0 {
+			text = text[:len(text)+n]
+		} else if err != unix.EINTR {
+			return string(text)
 		}
 	}
-	return unix.Getuid() != unix.Geteuid() || unix.Getgid() != unix.Getegid()
+}
+
+// auxiliary returns a value of the auxiliary vector, see getauxval(3).
+func auxiliary(key uintptr) (value uintptr) {
+	vector, _ := unix.Auxv()
+	for _, entry := range vector {
+		if entry[0] == key {
+			value = entry[1]
+		}
+	}
+	return value
+}
+
+// secure reports whether the program runs with more rights than its caller has
+// (AT_SECURE: setuid, setgid or file capabilities).
+func secure() bool { return auxiliary(23) != 0 }
+
+// idsAtStart returns the user and group ids with which the program was executed
+// (AT_UID, AT_EUID, AT_GID and AT_EGID).
+func idsAtStart() (ids [4]int) {
+	for i := range ids {
+		ids[i] = int(auxiliary(uintptr(11 + i)))
+	}
+	return ids
+}
+
+// executedPath returns the path that the kernel executed (AT_EXECFN), whatever
+// argv[0] says.
+func executedPath() string {
+	name := auxiliary(31)
+	if name == 0 {
+		return ""
+	}
+	return strings.Clone(unix.BytePtrToString(*(**byte)(unsafe.Pointer(&name))))
+}
+
+// program returns a path that executes this very program, even if its file has
+// been replaced or removed since.
+func program() (path string, err error) {
+	const exe = "/proc/self/exe"
+	if _, err := identifyPath(exe); err == nil {
+		return exe, nil
+	}
+	path = atStart.program
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(atStart.directory, path)
+	}
+	id, err := identifyPath(path)
+	if err == nil && id != atStart.programID {
+		err = unix.ESTALE
+	}
+	return path, err
+}
+
+// executedFile returns the file that the kernel executed: for `ld.so ./program`
+// the dynamic loader, for a plugin's code the program that has loaded it.
+func executedFile() string {
+	var path [unix.PathMax]byte
+	n, _ := unix.Readlink("/proc/self/exe", path[:])
+	return strings.ReplaceAll(string(path[:max(n, 0)]), "\n", `\012`) // as in proc_pid_maps(5)
+}
+
+// loadedFile returns the file from which this code was loaded.
+func loadedFile() string {
+	pc, _, _, _ := runtime.Caller(0)
+	for line := range strings.Lines(readFile("/proc/self/maps")) {
+		addresses, rest, _ := strings.Cut(line, " ")
+		low, high, _ := strings.Cut(addresses, "-")
+		begin, _ := strconv.ParseUint(low, 16, 64)
+		end, _ := strconv.ParseUint(high, 16, 64)
+		if path := strings.Index(rest, "/"); begin <= uint64(pc) && uint64(pc) < end && path >= 0 {
+			return strings.TrimSuffix(rest[path:], "\n")
+		}
+	}
+	return ""
 }
 
 // sigaction is rt_sigaction(2)'s struct, with room for any architecture's.
@@ -78,16 +181,6 @@ func setAction(signal unix.Signal, action uintptr) (old sigaction) {
 	return old
 }
 
-// isIgnored is what signal.Ignored does not know of all signals.
-func isIgnored(signal unix.Signal) bool {
-	var action sigaction
-	rtSigaction(signal, nil, &action)
-	if mips {
-		return action[1] == ignoreAction
-	}
-	return action[0] == ignoreAction
-}
-
 func rtSigaction(signal unix.Signal, changed, old *sigaction) {
 	sigsetSize := uintptr(8)
 	if mips { // has 128 signals
@@ -100,10 +193,11 @@ func rtSigaction(signal unix.Signal, changed, old *sigaction) {
 var mips = strings.HasPrefix(runtime.GOARCH, "mips")
 
 // prepareExec removes what outlives this program and would kill the next:
-// interval timers, with the signals that are on their way. It also has the
-// signals that the caller ignored ignored again, and those alone. undo is for
-// an exec that failed.
-func prepareExec() (undo func()) {
+// interval timers, with the signals that are on their way. It has the signals
+// that the caller ignored ignored again. It blocks the signals that would end the
+// launcher before that catches them, and returns as bits those that were not
+// blocked. restore is for an exec that failed.
+func prepareExec() (blocked int, restore func()) {
 	timers := []struct {
 		timer    unix.ItimerWhich
 		signal   unix.Signal
@@ -121,24 +215,45 @@ func prepareExec() (undo func()) {
 		// the signal back.
 		t.action = setAction(t.signal, ignoreAction)
 	}
+	runtime.LockOSThread()
+	var ending, mask unix.Sigset_t
+	for _, signal := range endingSignals {
+		ending.Val[0] |= 1 << (signal - 1)
+	}
+	_ = unix.PthreadSigmask(unix.SIG_BLOCK, &ending, &mask)
 	var actions [len(keptSignals)]sigaction
 	for i, signal := range keptSignals {
 		action := defaultAction
-		if start.ignored[i] {
+		if atStart.ignored[i] {
 			action = ignoreAction
 		}
 		actions[i] = setAction(signal, action)
 	}
-	return func() {
+	return int(ending.Val[0] &^ mask.Val[0]), func() {
 		for i, signal := range keptSignals {
 			rtSigaction(signal, &actions[i], nil)
 		}
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &mask, nil)
+		runtime.UnlockOSThread()
 		for i := range timers {
 			t := &timers[i]
 			rtSigaction(t.signal, &t.action, nil)
 			_, _ = unix.Setitimer(t.timer, t.interval)
 		}
 	}
+}
+
+// unblock unblocks in this thread, and so in the child that it starts next, what
+// prepareExec has blocked.
+func unblock(blocked int) {
+	var mask unix.Sigset_t
+	for _, signal := range endingSignals {
+		mask.Val[0] |= 1 << (signal - 1)
+		if blocked&(1<<(signal-1)) == 0 {
+			mask.Val[0] &^= 1 << (signal - 1)
+		}
+	}
+	_ = unix.PthreadSigmask(unix.SIG_UNBLOCK, &mask, nil)
 }
 
 // dieOf ends this process by a signal, and returns where it can't.
@@ -153,14 +268,10 @@ func dieOf(signal unix.Signal) {
 
 // commandName is the name that ps(1) shows of this process.
 func commandName() string {
-	var name [16]byte // TASK_COMM_LEN
-	fd, err := unix.Open("/proc/self/comm", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return filepath.Base(start.args[0])
+	if name := readFile("/proc/self/comm"); name != "" {
+		return strings.TrimSuffix(name, "\n")
 	}
-	defer unix.Close(fd)
-	n, _ := unix.Read(fd, name[:])
-	return strings.TrimSuffix(string(name[:max(n, 0)]), "\n")
+	return filepath.Base(atStart.args[0])
 }
 
 // setName gives all threads the program's name: what was executed as

@@ -3,7 +3,11 @@
 package daemon
 
 import (
-	"os/signal"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,12 +37,72 @@ func secure() bool {
 	return unix.Getuid() != unix.Geteuid() || unix.Getgid() != unix.Getegid()
 }
 
-func prepareExec() (undo func()) { return func() {} }
+func prepareExec() (blocked int, restore func()) { return 0, func() {} }
+
+func unblock(int) {}
 
 // dieOf returns: the launcher exits with 128+n.
 func dieOf(unix.Signal) {}
 
-func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
+func openSocket() (fd int, err error) {
+	syscall.ForkLock.RLock() // nothing inherits it before it is close-on-exec
+	defer syscall.ForkLock.RUnlock()
+	if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0); err != nil {
+		return -1, err
+	}
+	unix.CloseOnExec(fd)
+	return fd, unix.SetNonblock(fd, true)
+}
+
+func openPipe() (r, w int, err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	var fds [2]int
+	if err := syscall.Pipe(fds[:]); err != nil {
+		return -1, -1, err
+	}
+	unix.CloseOnExec(fds[0])
+	unix.CloseOnExec(fds[1])
+	return fds[0], fds[1], nil
+}
+
+func duplicateFrom(fd, lowest int) (int, error) {
+	duplicate, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD, lowest)
+	if err == nil {
+		unix.CloseOnExec(duplicate)
+	}
+	return duplicate, err
+}
+
+// readFile returns nothing: what is read is Linux's /proc.
+func readFile(string) string { return "" }
+
+var startIDs = [4]int{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid()}
+
+func idsAtStart() [4]int { return startIDs }
+
+func executedPath() string {
+	path := os.Args[0]
+	if !strings.Contains(path, "/") {
+		path, _ = exec.LookPath(path) // exec.ErrDot comes with a path
+	}
+	path, _ = filepath.Abs(path)
+	return path
+}
+
+func program() (path string, err error) {
+	id, err := identifyPath(atStart.program)
+	if err == nil && id != atStart.programID {
+		err = unix.ESTALE
+	}
+	return atStart.program, err
+}
+
+// Nobody tells which file the code is from.
+
+func executedFile() string { return "" }
+
+func loadedFile() string { return "" }
 
 // The program is executed by its own name.
 

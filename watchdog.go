@@ -14,10 +14,14 @@ import (
 // most 5 seconds for one that does not read. See [RunWatchdog] for a loop that
 // calls it.
 func Heartbeat() error {
-	return notify(nil, brief, heartbeatVerb, nil)
+	return notify(nil, brief, &heartbeatVerb, nil)
 }
 
-var heartbeatVerb = alwaysTheSame(verb{own: []Field{{key: "WATCHDOG", text: "1"}}})
+var (
+	heartbeatVerb = verb{own: []Field{{key: "WATCHDOG", text: "1"}}}
+	complaintVerb = verb{isComplaint: true}
+	recoveryVerb  = verb{own: heartbeatVerb.own, status: &notifier.socket.said}
+)
 
 // WatchdogTimeout returns the time within which the supervisor wants to see a
 // heartbeat (WATCHDOG_USEC, see sd_watchdog_enabled(3)); beat at half of it.
@@ -116,12 +120,12 @@ func (w *watchdog) report(done <-chan struct{}, result error) {
 	switch {
 	case result != nil:
 		w.complained = true
-		_ = notify(done, brief, notifyVerb, []Field{Status(result.Error())})
+		_ = notify(done, brief, &complaintVerb, []Field{Status(result.Error())})
 	case w.complained:
 		// Sent together, so that neither gets through alone.
-		err := notify(done, brief, heartbeatVerb, []Field{Status("")})
+		err := notify(done, brief, &recoveryVerb, nil)
 		w.complained = err != nil
 	default:
-		_ = notify(done, brief, heartbeatVerb, nil)
+		_ = notify(done, brief, &heartbeatVerb, nil)
 	}
 }

@@ -1,0 +1,228 @@
+//go:build unix
+
+package daemon
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// daemonMark makes a daemon of the child that the launcher starts.
+type daemonMark struct {
+	launcher int // its pid
+	pipe     int // the descriptor through which to tell the launcher
+	replaced int // see replacedStandard
+
+	name string // what ps(1) shows
+}
+
+func (m *daemonMark) parts() (string, []*int, []*string) {
+	return "daemon", []*int{&m.launcher, &m.pipe, &m.replaced}, []*string{&m.name}
+}
+
+// startedByDaemonOf reports whether this process inherited a marker: an
+// initializer of another package in the daemon has started it. A daemon that has
+// lost its launcher has no launcher among its ancestors.
+func startedByDaemonOf(launcher int) bool {
+	for ancestor := atStart.parent; ancestor > 1; ancestor = parentOf(ancestor) {
+		if ancestor == launcher {
+			return ancestor != atStart.parent
+		}
+	}
+	return false
+}
+
+// parentOf reads proc_pid_stat(5), in which a name in parentheses may hold
+// anything.
+func parentOf(process int) int {
+	stat := readFile("/proc/" + strconv.Itoa(process) + "/stat")
+	fields := strings.Fields(stat[strings.LastIndex(stat, ")")+1:])
+	if len(fields) < 2 {
+		return 0
+	}
+	parent, _ := strconv.Atoi(fields[1])
+	return parent
+}
+
+// detached is the daemon's side of a detach.
+var detached struct {
+	isDaemon bool // this process is a launcher's daemon
+
+	sync.Mutex
+	launcher int
+	pipe     checkedFD
+	null     checkedFD // /dev/null, which main may lose by a chroot
+	replaced int       // see replacedStandard
+	told     bool      // that this process is ready
+}
+
+// begin makes this process the launcher's daemon, before main runs. It does
+// without the runtime's poller, which would not survive a main that begins by
+// closing all descriptors.
+func begin(m daemonMark) {
+	d := &detached
+	d.isDaemon, d.launcher, d.replaced = true, m.launcher, m.replaced
+	d.pipe, d.null = noFD, noFD
+	if atStart.parent != m.launcher {
+		return // it is gone, and the marker says nothing of this process
+	}
+	if m.pipe > 2 {
+		d.pipe = inherit(m.pipe)
+	}
+	if null, err := openNull(); err == nil { // if not now, then by Ready
+		d.null = newCheckedFD(null)
+	}
+	setName(m.name)
+	own := strconv.Itoa(m.launcher)
+	if os.Getenv("LISTEN_PID") == own {
+		os.Setenv("LISTEN_PID", pidText)
+		os.Unsetenv("LISTEN_PIDFDID")
+		keepPassed()
+	}
+	if os.Getenv("WATCHDOG_PID") == own {
+		os.Setenv("WATCHDOG_PID", pidText)
+	}
+}
+
+// tellLauncher detaches a daemon from its terminal and then has the launcher
+// exit. In any other process, and a second time, it does nothing.
+func tellLauncher() error {
+	d := &detached
+	if !d.isDaemon {
+		return nil
+	}
+	d.Lock()
+	defer d.Unlock()
+	if d.told {
+		return nil
+	}
+	if err := findLauncher(); err != nil {
+		return err
+	}
+	if err := leaveTerminal(); err != nil {
+		return err
+	}
+	if err := say(wordReady); err != nil {
+		return err
+	}
+	d.told = true
+	unix.Close(d.pipe.fd)
+	return nil
+}
+
+// checkLauncher is Detach in the daemon.
+func checkLauncher() error {
+	detached.Lock()
+	defer detached.Unlock()
+	if detached.told {
+		return nil
+	}
+	return findLauncher()
+}
+
+// findLauncher returns an error if the launcher is gone, or the way to it:
+// another process may be the parent now, and another file have the descriptor.
+func findLauncher() error {
+	if unix.Getppid() != detached.launcher {
+		return failed("detach: find launcher", "process "+strconv.Itoa(detached.launcher), unix.ESRCH)
+	}
+	if !detached.pipe.valid() {
+		return failed("detach: find launcher", "descriptor "+strconv.Itoa(detached.pipe.fd), unix.EBADF)
+	}
+	return nil
+}
+
+func say(word byte) error {
+	_, err := unix.Write(detached.pipe.fd, []byte{word})
+	for err == unix.EINTR {
+		_, err = unix.Write(detached.pipe.fd, []byte{word})
+	}
+	if err != nil {
+		return failed("detach: tell", "launcher", err)
+	}
+	return nil
+}
+
+// leaveTerminal makes this process the leader of a session without a terminal
+// (setsid(2)) and puts /dev/null in the place of those of 0, 1 and 2 that main
+// has not replaced.
+func leaveTerminal() error {
+	null := detached.null.fd
+	if !detached.null.valid() {
+		var err error
+		if null, err = openNull(); err != nil {
+			return failed("detach: open", "/dev/null", err)
+		}
+	}
+	defer unix.Close(null)
+	if err := newSession(); err != nil {
+		return failed("detach: setsid", "process "+pidText, err)
+	}
+	for fd, then := range atStart.standard {
+		now, err := identify(fd)
+		if err == nil && (now != then || detached.replaced&(1<<fd) != 0) {
+			continue // a log file, perhaps
+		}
+		if err := duplicateTo(null, fd); err != nil {
+			return failed("detach: open /dev/null as", "descriptor "+strconv.Itoa(fd), err)
+		}
+	}
+	return nil
+}
+
+// newSession makes this process the leader of a session, unless it is one: main
+// has called setsid(2), or a Ready that failed after that.
+func newSession() error {
+	if session, err := unix.Getsid(0); err == nil && session == pid {
+		return nil
+	}
+	// The leader of a process group cannot have a session: it joins the launcher's.
+	if group, err := unix.Getpgid(0); err == nil && group == pid {
+		group, err := launchersGroup()
+		if err != nil {
+			return err
+		}
+		_ = unix.Setpgid(0, group)
+	}
+	_, err := unix.Setsid()
+	return err
+}
+
+// launchersGroup returns the launcher's process group. One that belongs to a
+// parent PID namespace has no number here, and cannot be joined: the launcher is
+// asked to lead a group of its own.
+func launchersGroup() (group int, err error) {
+	if group, err = unix.Getpgid(detached.launcher); group != 0 || err != nil {
+		return group, err
+	}
+	err = say(wordGroup)
+	for begin := time.Now(); err == nil && group == 0 && time.Since(begin) < brief; {
+		time.Sleep(time.Millisecond)
+		group, err = unix.Getpgid(detached.launcher)
+	}
+	return group, err
+}
+
+// openNull opens /dev/null, and not as 0, 1 or 2.
+func openNull() (fd int, err error) {
+	low, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	return moveHigh(low)
+}
+
+// openNullAs puts /dev/null in the place of descriptor fd.
+func openNullAs(fd int) error {
+	null, err := openNull()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(null)
+	return duplicateTo(null, fd)
+}

@@ -1,0 +1,94 @@
+//go:build unix
+
+package daemon
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Foreground keeps [Ready] and [Detach] from detaching. Call it before them for
+// the -f flag that every daemon should have. A supervisor that the environment
+// names is notified all the same. Of Foreground and [Background] the last call
+// counts.
+func Foreground() { ground.Store(fore) }
+
+// Background makes [Ready] and [Detach] detach even if something seems to hold
+// on to this process, such as PID 1 or systemd. Call it before them for a
+// -daemon flag, which a systemd unit with Type=forking needs, or one of
+// Type=oneshot with RemainAfterExit=yes. It changes nothing if UPSTART_JOB,
+// NOTIFY_SOCKET or NOTIFY_FD is set.
+func Background() { ground.Store(back) }
+
+// ground is what the last of Foreground and Background has asked for.
+var ground atomic.Int32
+
+const (
+	unasked = iota
+	fore
+	back
+)
+
+// staysInForeground reports whether something holds on to this very process, so
+// that leaving would look like its death.
+func staysInForeground() bool {
+	switch ground.Load() {
+	case fore:
+		return true
+	case back:
+		return false
+	}
+	return pid == 1 || atStart.parent == 0 || // a parent outside of the PID namespace
+		inSessionOfPID1() || startedByPID1() || executedBySystemd() || startedBySupervisor()
+}
+
+// inSessionOfPID1 reports whether this is a container whose entry point is a
+// script, or an init that gives its children no session of their own.
+func inSessionOfPID1() bool {
+	own, err := unix.Getsid(0)
+	first, err1 := unix.Getsid(1)
+	return err == nil && err1 == nil && own == first
+}
+
+// startedByPID1 tells a child of PID 1 from an orphan that it inherited, such as
+// that of `sh -c 'd &'`. What PID 1 starts leads a session, or is in PID 1's own.
+// An orphan is in its shell's, and has that shell's terminal or pipes.
+func startedByPID1() bool {
+	if atStart.parent != 1 {
+		return false
+	}
+	session, err := unix.Getsid(0)
+	return err != nil || session == pid || !slices.ContainsFunc([]int{0, 1, 2}, isTerminalOrPipe)
+}
+
+func isTerminalOrPipe(fd int) bool {
+	var stat unix.Stat_t
+	if unix.Fstat(fd, &stat) != nil {
+		return false
+	}
+	_, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+	return err == nil || stat.Mode&unix.S_IFMT == unix.S_IFIFO
+}
+
+// executedBySystemd also notices a SYSTEMD_EXEC_PID that main has removed since
+// (systemd.exec(5)).
+func executedBySystemd() bool {
+	return getenv("SYSTEMD_EXEC_PID") == pidText || slices.Contains(atStart.env, "SYSTEMD_EXEC_PID="+pidText)
+}
+
+// silentSupervisors are those that set no variable to go by, as the kernel
+// shows their names: in at most 15 characters.
+var silentSupervisors = []string{
+	"runsv", "s6-supervise", "supervise", "supervisord", "supervise-daemo", "dinit",
+}
+
+// startedBySupervisor reports whether the parent is a supervisor that would
+// start the program over and over if it left.
+func startedBySupervisor() bool {
+	name := strings.TrimSuffix(readFile("/proc/"+strconv.Itoa(atStart.parent)+"/comm"), "\n")
+	return slices.Contains(silentSupervisors, name) && unix.Getppid() == atStart.parent
+}

@@ -1,0 +1,166 @@
+//go:build unix
+
+package daemon
+
+import (
+	"errors"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// launcherMark makes a launcher of the process that executes the program.
+type launcherMark struct {
+	pid      int // of that process
+	blocked  int // see prepareExec
+	replaced int // see replacedStandard
+
+	verb      string // Ready or Detach
+	name      string // what ps(1) shows
+	directory string // where to start the daemon; empty: here
+}
+
+func (m *launcherMark) parts() (string, []*int, []*string) {
+	return "launcher", []*int{&m.pid, &m.blocked, &m.replaced}, []*string{&m.verb, &m.name, &m.directory}
+}
+
+// What the launcher reads from the pipe: words of the daemon, and its own that
+// the daemon has ended. One reader of one pipe sees which came first.
+const (
+	wordReady = 'r'
+	wordGroup = 'g' // the daemon needs a process group that it can join
+	wordEnded = 'e'
+)
+
+// launch is the launcher's whole life: it starts the daemon and ends as the
+// daemon says, or as the daemon ends.
+func launch(m launcherMark) {
+	setName(m.name)
+	if m.directory != "" {
+		exitOn("chdir", m.directory, unix.Chdir(m.directory))
+	}
+	r, w, err := openPipe()
+	exitOn("open", "pipe", err)
+	// An ignored SIGCHLD would take the daemon's exit status away.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
+	signals := make(chan os.Signal, 16)
+	catch(signals)
+	unblock(m.blocked)
+	child := startDaemon(m, w)
+	passOnEarly(signals, child)
+	go passOnSignals(signals, child)
+
+	ended := make(chan unix.WaitStatus, 1)
+	go func() {
+		ended <- waitFor(child)
+		_, _ = unix.Write(w, []byte{wordEnded})
+	}()
+	for word := hear(r); word != wordEnded; word = hear(r) {
+		switch word {
+		case wordReady:
+			os.Exit(0)
+		case wordGroup:
+			_ = unix.Setpgid(0, 0)
+		}
+	}
+	endLike(m.verb, <-ended)
+}
+
+// catch has the signals that end a launcher delivered to c, except those that the
+// caller ignored. They were blocked until now (see prepareExec), so that no
+// instant of the launcher's life shows it.
+func catch(c chan<- os.Signal) {
+	for _, s := range endingSignals {
+		if !signal.Ignored(s) {
+			signal.Notify(c, s)
+		}
+	}
+}
+
+var endingSignals = [...]unix.Signal{unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP}
+
+// startDaemon starts the program once more, with another descriptor of the
+// pipe's end w that no descriptor of the caller's can be in the way of.
+func startDaemon(m launcherMark, w int) (child int) {
+	path, err := program()
+	exitOn("find", path, err)
+	pipe, err := duplicateHigh(w)
+	exitOn("duplicate", "pipe", err)
+	defer unix.Close(pipe)
+	_, err = unix.FcntlInt(uintptr(pipe), unix.F_SETFD, 0)
+	exitOn("pass on", "pipe", err)
+	mark := daemonMark{launcher: pid, pipe: pipe, replaced: m.replaced, name: m.name}
+	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
+		Env:   append(atStart.env, format(&mark)),
+		Files: []uintptr{0, 1, 2},
+	})
+	exitOn("start", atStart.args[0], err)
+	return child
+}
+
+// passOnEarly passes on what came before there was a daemon to get it.
+func passOnEarly(signals <-chan os.Signal, daemon int) {
+	for {
+		select {
+		case s := <-signals:
+			_ = unix.Kill(daemon, s.(unix.Signal))
+		default:
+			return
+		}
+	}
+}
+
+// passOnSignals passes on what was sent to the launcher alone. The terminal's
+// signals are only caught: the daemon, in the same process group, got its own.
+func passOnSignals(signals <-chan os.Signal, child int) {
+	for s := range signals {
+		if s == unix.SIGTERM || s == unix.SIGHUP {
+			_ = unix.Kill(child, s.(unix.Signal))
+		}
+	}
+}
+
+func waitFor(child int) (status unix.WaitStatus) {
+	for {
+		_, err := unix.Wait4(child, &status, 0, nil)
+		if err != unix.EINTR {
+			exitOn("wait for", "process "+strconv.Itoa(child), err)
+			return status
+		}
+	}
+}
+
+// hear waits for a word.
+func hear(pipe int) byte {
+	var word [1]byte
+	_, err := unix.Read(pipe, word[:])
+	for err == unix.EINTR {
+		_, err = unix.Read(pipe, word[:])
+	}
+	exitOn("read", "pipe", err)
+	return word[0]
+}
+
+// endLike ends the launcher the way the daemon ended before it was ready.
+func endLike(verb string, status unix.WaitStatus) {
+	if status.Signaled() {
+		dieOf(status.Signal())
+		os.Exit(128 + int(status.Signal()))
+	}
+	code := status.ExitStatus()
+	if code == 0 && verb == "Ready" { // after Detach it may have been a --version
+		exitOn("detach", atStart.args[0], errors.New("exited with status 0 before it was ready"))
+	}
+	os.Exit(code)
+}
+
+// exitOn is for a failure of the launcher itself.
+func exitOn(operation, object string, err error) {
+	if err != nil {
+		os.Stderr.WriteString(failed(operation, object, err).Error() + "\n")
+		os.Exit(1)
+	}
+}

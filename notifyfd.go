@@ -1,0 +1,70 @@
+//go:build unix
+
+package daemon
+
+import (
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// notifyFD is the descriptor on which s6, dinit, finit or OpenRC wait for a line.
+var notifyFD struct {
+	sync.Mutex
+	passed checkedFD // what NOTIFY_FD stood for when the process began
+	told   bool
+}
+
+// keepNotifyFD runs before main, which may open files of its own by that number.
+func keepNotifyFD() {
+	notifyFD.passed = noFD
+	if number, err := strconv.Atoi(getenv("NOTIFY_FD")); err == nil {
+		notifyFD.passed = inherit(number)
+	}
+}
+
+// writeReady writes the line and closes the descriptor that NOTIFY_FD names,
+// once in a process's life.
+func writeReady(value string) error {
+	notifyFD.Lock()
+	defer notifyFD.Unlock()
+	if notifyFD.told {
+		return nil
+	}
+	fd := notifyFD.passed.fd
+	if number, err := strconv.Atoi(value); err != nil || number < 0 {
+		return failed("parse NOTIFY_FD", strconv.Quote(value), unix.EINVAL)
+	} else if number != fd || !notifyFD.passed.valid() {
+		return failed("write to NOTIFY_FD, which must be a pipe or a socket that is open when the program starts", value, unix.EBADF)
+	}
+	// One write: finit reads once. A pipe that is full has no supervisor at its end.
+	if err := writeNow(fd, "READY=1\n"); err != nil {
+		return failed("write to NOTIFY_FD", value, err)
+	}
+	notifyFD.told = true
+	// A child that inherits it and calls Ready would write to a file of its own.
+	unsetenv("NOTIFY_FD")
+	if fd > 2 {
+		unix.Close(fd)
+		return nil
+	}
+	if err := openNullAs(fd); err != nil {
+		return failed("open /dev/null in place of NOTIFY_FD", value, err)
+	}
+	return nil
+}
+
+// writeNow writes text in one piece, without waiting for room.
+func writeNow(fd int, text string) error {
+	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	if _, err := unix.Poll(fds[:], 0); err == nil && fds[0].Revents == 0 {
+		return unix.EAGAIN
+	}
+	for {
+		_, err := unix.Write(fd, []byte(text))
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
