@@ -450,6 +450,7 @@ func TestServiceThatIsNotRestarted(t *testing.T) {
 }
 
 func TestManyAreLeftBehindAtARestart(t *testing.T) {
+	quick(t)
 	cmd := shell(`i=0; while [ $i -lt 40 ]; do (trap '' TERM; exec sleep 60) & i=$((i+1)); done; exec "$0" "say READY=1" sleep`)
 	cmd.Args[3] = program(t, "service").Path
 	cmd.Env = append(os.Environ(), testProgram+"=service")
