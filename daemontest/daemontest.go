@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Timeout is how long a wait of this package lasts where its context has no
-// deadline of its own, and how long Upstart and Shell wait for the command.
+// Timeout is how long a wait of this package lasts if its context has no
+// deadline of its own, and how long the functions wait that start a command.
 // It is long because it is only ever spent by a test that fails.
 const Timeout = 30 * time.Second
 

@@ -327,13 +327,13 @@ func (p *parent) end() {
 // A Process is a process that a test has started here, or that such a process
 // has left behind.
 type Process struct {
-	// PID is its process id. It is 0 where there is no such process.
+	// PID is its process id. It is 0 if there is no such process.
 	PID int
 
 	parent *parent
 }
 
-// Signal sends sig to the process, as kill(2) does. The error is ESRCH where
+// Signal sends sig to the process, as kill(2) does. The error is ESRCH if
 // the process has ended or there is none.
 func (p *Process) Signal(sig syscall.Signal) error {
 	if p.PID == 0 {
@@ -343,7 +343,7 @@ func (p *Process) Signal(sig syscall.Signal) error {
 }
 
 // Wait waits until the process has ended, and says how. It fails the test if
-// there is no such process, and if ctx ends earlier, or Timeout passes where
+// there is no such process, and if ctx ends earlier, or Timeout passes and
 // ctx has no deadline, with what the process has done until then.
 func (p *Process) Wait(ctx context.Context) syscall.WaitStatus {
 	p.parent.t.Helper()

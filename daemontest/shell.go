@@ -31,7 +31,7 @@ type Detached struct {
 	Output string
 }
 
-// ExitCode is what the shell shows in $?: the exit status, or 128 and the
+// ExitCode returns what the shell shows in $?: the exit status, or 128 and the
 // signal's number for a command that was killed.
 func (d *Detached) ExitCode() int {
 	if d.Status.Signaled() {
@@ -40,7 +40,7 @@ func (d *Detached) ExitCode() int {
 	return d.Status.ExitStatus()
 }
 
-// Processes are the pids of all that is left of the command now: the daemon,
+// Processes returns the pids of all that is left of the command now: the daemon,
 // its children, and whoever else has been left behind.
 func (d *Detached) Processes() []int { return d.parent.processes() }
 
@@ -212,7 +212,7 @@ func onTerminal(cmd *exec.Cmd, line *os.File) (*exec.Cmd, error) {
 // Type types text on the terminal. "\n" is the return key, "\x03" Ctrl-C,
 // "\x1a" Ctrl-Z and "\x1c" Ctrl-\, as long as the command has not changed what
 // they do. It does not wait until someone has acted upon it. It fails the test
-// where there is no terminal any more.
+// if there is no terminal any more.
 func (s *Session) Type(text string) {
 	s.parent.t.Helper()
 	if _, err := s.terminal.WriteString(text); err != nil {
@@ -220,7 +220,7 @@ func (s *Session) Type(text string) {
 	}
 }
 
-// Output is what is on the terminal now: what has been written to it and what
+// Output returns what is on the terminal now: what has been written to it and what
 // was typed, which the terminal echoes.
 func (s *Session) Output() string {
 	return string(bytes.Replace(s.screen.all(), s.prompt, nil, 1))
@@ -228,7 +228,7 @@ func (s *Session) Output() string {
 
 // Expect waits until text is on the terminal, after what the Expect before it
 // has waited for. It fails the test with what is there if the command returns
-// without it, if ctx ends, or if Timeout passes where ctx has no deadline.
+// without it, if ctx ends, or if Timeout passes and ctx has no deadline.
 func (s *Session) Expect(ctx context.Context, text string) {
 	s.parent.t.Helper()
 	ctx, cancel := bounded(ctx)
@@ -252,7 +252,7 @@ func (s *Session) Expect(ctx context.Context, text string) {
 // Stopped waits until the command has been stopped, as by Ctrl-Z, once for
 // each time that it is, and returns the signal. The shell has the terminal
 // then, until Foreground. It fails the test if the command ends instead, if
-// ctx ends, or if Timeout passes where ctx has no deadline.
+// ctx ends, or if Timeout passes and ctx has no deadline.
 func (s *Session) Stopped(ctx context.Context) syscall.Signal {
 	s.parent.t.Helper()
 	ctx, cancel := bounded(ctx)
@@ -284,7 +284,7 @@ func (s *Session) Stopped(ctx context.Context) syscall.Signal {
 }
 
 // Foreground is the shell's fg: it gives the command the terminal and
-// continues it. The error is ESRCH where the command has ended.
+// continues it. The error is ESRCH if the command has ended.
 func (s *Session) Foreground() error { return s.parent.ask(order{Do: toContinue}) }
 
 // Hangup closes the terminal, as when its window is closed or its line is
@@ -292,14 +292,14 @@ func (s *Session) Foreground() error { return s.parent.ask(order{Do: toContinue}
 // printed or typed after that.
 func (s *Session) Hangup() { s.close() }
 
-// Processes are the pids of all that is there of the command now: the process
+// Processes returns the pids of all that there is of the command now: the process
 // that was started, unless it has ended, its children, and who has been left
 // behind.
 func (s *Session) Processes() []int { return s.parent.processes() }
 
 // Prompt waits until the command has returned. It fails the test with what
 // was printed, and ends what is left of the command, if ctx ends earlier, or
-// if Timeout passes where ctx has no deadline.
+// if Timeout passes and ctx has no deadline.
 func (s *Session) Prompt(ctx context.Context) *Detached {
 	s.parent.t.Helper()
 	ctx, cancel := bounded(ctx)

@@ -28,8 +28,8 @@ const (
 // A Notification is a datagram that has arrived at the notify socket.
 type Notification struct {
 	// Assignments are what systemd reads in it, as Decode gives them: "READY=1",
-	// "STATUS=ready" and so on. Where systemd drops the whole datagram there
-	// are none.
+	// "STATUS=ready" and so on. There are none
+	// if systemd drops the whole datagram.
 	Assignments []string
 
 	// Err says why systemd drops the datagram. It is nil if systemd does not.
@@ -143,7 +143,7 @@ func forget() {
 	daemon.UnsetEnvironment()
 }
 
-// Addr is the socket's address, which NOTIFY_SOCKET holds: for a process that
+// Addr returns the socket's address, which NOTIFY_SOCKET holds: for a process that
 // is given an environment of its own.
 func (s *Supervisor) Addr() string { return s.address }
 

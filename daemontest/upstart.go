@@ -56,7 +56,8 @@ type Stop struct {
 // cmd is not started itself but describes the job: its fields mean what they
 // mean to [os/exec], StdoutPipe works, and so does the context of
 // [exec.CommandContext], whose end ends the job; but cmd.Process stays nil.
-// SysProcAttr may name another user or, with Setpgid, no session of its own.
+// SysProcAttr may name another user or, with Setpgid, no session of its own, but
+// no Chroot.
 // Init keeps the job's descriptors, for Respawn: who reads from the job sees
 // the end of file when the job has ended, and not when it closes its output.
 //
@@ -97,7 +98,7 @@ func upstart(ctx context.Context, t TB, cmd *exec.Cmd) *Job {
 // has the streams of the old: one buffer holds what both have written.
 //
 // It fails the test as Upstart does, and if the job has ended before, and if
-// ctx ends earlier, or Timeout passes where ctx has no deadline.
+// ctx ends earlier, or Timeout passes and ctx has no deadline.
 func (j *Job) Respawn(ctx context.Context) *Job {
 	j.parent.t.Helper()
 	ctx, cancel := bounded(ctx)
@@ -161,7 +162,7 @@ func (j *Job) instead(first report, err error) (what string) {
 	return what
 }
 
-// Stops are all the stops of the main process so far, in order; the one in
+// Stops returns all the stops of the main process so far, in order; the one in
 // Ready is among them. Signals that stop it again before it has been continued
 // are one stop.
 func (j *Job) Stops() []Stop {
