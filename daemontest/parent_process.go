@@ -194,7 +194,7 @@ func (f *family) letGo(files []uintptr) {
 }
 
 func (f *family) report(r report) {
-	f.reports.Encode(r) // where no one listens any more, orders has ended too
+	f.reports.Encode(r) // an error: no one listens, and the orders have ended
 }
 
 // obey carries out orders until they end: because the test has, in whatever

@@ -385,7 +385,7 @@ func (s *service) hasEnded(last report) {
 func (r report) ending() string {
 	text := fmt.Sprintf("%s after %v", describe(r.Status), rounded(r.After))
 	if len(r.Left) > 0 {
-		text += fmt.Sprintf(", and left process %d behind", r.Left[0])
+		text += fmt.Sprintf(", and left process %d behind: what is supervised stays in the foreground", r.Left[0])
 	}
 	return text
 }

@@ -169,6 +169,9 @@ func (s *Supervisor) Wait(ctx context.Context, assignment string) Notification {
 	})
 }
 
+// All returns all notifications so far, in the order of arrival.
+func (s *Supervisor) All() []Notification { return s.arrived.all() }
+
 func (s *Supervisor) find(ctx context.Context, what string, match func(Notification) bool) Notification {
 	s.t.Helper()
 	ctx, cancel := bounded(ctx)
