@@ -94,6 +94,7 @@ const (
 // pid is this process's id, read once: MAINPID= needs no system call.
 var (
 	pid     = os.Getpid()
+	ownPID  = pid
 	pidText = strconv.Itoa(pid)
 )
 
@@ -101,11 +102,13 @@ var (
 	readyVerb = verb{
 		own:     []Field{{key: "READY", text: "1"}},
 		status:  &notifier.socket.ready,
-		mainPID: &Field{key: "MAINPID", number: int64(pid), numeric: true},
+		mainPID: &Field{key: "MAINPID", text: pidText},
+		id:      idReady,
 		isReady: true,
 	}
-	stoppingVerb = verb{own: []Field{{key: "STOPPING", text: "1"}}}
-	notifyVerb   = verb{}
+	readyBehindVerb = verb{own: readyVerb.own, status: readyVerb.status, isReady: true, id: idReadyBehind} // a wrapper
+	stoppingVerb    = verb{own: []Field{{key: "STOPPING", text: "1"}}}
+	notifyVerb      = verb{}
 )
 
 // Ready tells whatever started this process that it is ready to serve; call it
@@ -142,25 +145,11 @@ func Ready(fields ...Field) error {
 	case Upstart:
 		return stopOnce()
 	case Systemd:
-		v := readyVerb
-		if !isMainProcess() {
-			v.mainPID = nil
-		}
-		return send(nil, patient, value, &v, fields, nil)
+		return sendReady(value, fields)
 	case Descriptor:
 		return writeReady(value)
 	}
 	return detach("Ready")
-}
-
-// isMainProcess reports whether this is the process that the supervisor started,
-// as far as it tells. Behind a wrapper systemd would stop watching the wrapper,
-// which is its child, for a process that is not, and lose the exit status. In
-// another PID namespace the number is a stranger's. (SYSTEMD_EXEC_PID: see
-// systemd.exec(5), 248 and later.)
-func isMainProcess() bool {
-	started := getenv("SYSTEMD_EXEC_PID")
-	return pid != 1 && (started == "" || started == pidText)
 }
 
 // Reloading tells the supervisor that the program reloads its configuration
@@ -217,8 +206,30 @@ type Field struct {
 	key     string
 	text    string
 	number  int64
-	numeric bool   // the value is number, not text
-	invalid string // why it cannot be sent
+	numeric bool // the value is number, not text
+	broken  rule // 0: none
+}
+
+// rule is one that a field may break.
+type rule uint8
+
+const (
+	rulePID rule = 1 + iota
+	ruleErrno
+	ruleDuration
+	ruleKey
+	ruleDescriptor
+	ruleValue
+)
+
+var rules = [...]string{
+	"a Field is made by a function of this package",
+	rulePID:        "a process id is at least 1",
+	ruleErrno:      "an error number is 0 to 4095",
+	ruleDuration:   "a duration is not negative",
+	ruleKey:        "a key is made of A to Z, 0 to 9 and _, and does not begin with a digit",
+	ruleDescriptor: "this assignment needs a descriptor",
+	ruleValue:      "a value holds no newline, carriage return or NUL",
 }
 
 // Status is what the supervisor shows people of the service (STATUS), in one
@@ -230,13 +241,16 @@ func Status(text string) Field { return Field{key: "STATUS", text: text} }
 // MainPID is the id of the process that the supervisor is to watch (MAINPID).
 // A pid below 1 is invalid.
 func MainPID(pid int) Field {
-	return integer("MAINPID", int64(pid), pid >= 1, "a process id is at least 1")
+	if pid == ownPID {
+		return Field{key: "MAINPID", text: pidText}
+	}
+	return integer("MAINPID", int64(pid), pid >= 1, rulePID)
 }
 
 // Errno is the error number, see errno(3), because of which the service fails
 // (ERRNO). systemd ignores one outside of 0 to 4095, so that is invalid.
 func Errno(errno int) Field {
-	return integer("ERRNO", int64(errno), 0 <= errno && errno <= maxErrno, "an error number is 0 to 4095")
+	return integer("ERRNO", int64(errno), 0 <= errno && errno <= maxErrno, ruleErrno)
 }
 
 const maxErrno = 4095 // MAX_ERRNO of Linux
@@ -251,14 +265,14 @@ func BusError(name string) Field { return Field{key: "BUSERROR", text: name} }
 // or stop, no sooner than d from now (EXTEND_TIMEOUT_USEC, in whole
 // microseconds). A negative d is invalid.
 func ExtendTimeout(d time.Duration) Field {
-	return integer("EXTEND_TIMEOUT_USEC", d.Microseconds(), d >= 0, "a duration is not negative")
+	return integer("EXTEND_TIMEOUT_USEC", d.Microseconds(), d >= 0, ruleDuration)
 }
 
-func integer(key string, value int64, ok bool, rule string) Field {
+func integer(key string, value int64, ok bool, r rule) Field {
 	if ok {
-		rule = ""
+		r = 0
 	}
-	return Field{key: key, number: value, numeric: true, invalid: rule}
+	return Field{key: key, number: value, numeric: true, broken: r}
 }
 
 // Set is any other assignment. The key is made of A to Z, 0 to 9 and _, and does
@@ -269,11 +283,11 @@ func Set(key, value string) Field {
 	f := Field{key: key, text: value}
 	switch {
 	case !validKey(key):
-		f.invalid = "a key is made of A to Z, 0 to 9 and _, and does not begin with a digit"
+		f.broken = ruleKey
 	case key == "BARRIER" || key == "FDSTORE" || key == "MAINPIDFD":
-		f.invalid = "it needs a descriptor"
+		f.broken = ruleDescriptor
 	case strings.ContainsAny(value, "\n\r\x00"):
-		f.invalid = "a value holds no newline, carriage return or NUL"
+		f.broken = ruleValue
 	}
 	return f
 }

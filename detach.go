@@ -84,7 +84,7 @@ func keepStart() {
 	s.supervisor = Detect()
 	s.program = executedPath()
 	s.programID, _ = identifyPath(s.program)
-	s.directory, _ = unix.Getwd()
+	s.directory = workingDirectory()
 	s.directoryID, _ = identifyPath(".")
 	s.root, _ = identifyPath("/")
 	s.parent = unix.Getppid()

@@ -20,9 +20,19 @@ type verb struct {
 	own             []Field // its assignments but for
 	status, mainPID *Field  // these two; nil: none
 
-	isReady     bool // the next Ready says this status again
-	isComplaint bool // RunWatchdog takes this status back
+	isReady     bool   // the next Ready says this status again
+	isComplaint bool   // RunWatchdog takes this status back
+	id          verbID // of a verb whose words stay in the datagram, to be sent again
 }
+
+// verbID tells verbs apart. To keep a pointer would move them all to the heap.
+type verbID uint8
+
+const (
+	idReady verbID = 1 + iota
+	idReadyBehind
+	idHeartbeat
+)
 
 // notifier is the one socket and the one datagram of this process. They stay, so
 // that a notification takes no memory and no descriptor which an ailing process
@@ -42,6 +52,21 @@ func notify(done <-chan struct{}, limit time.Duration, v *verb, fields []Field) 
 		return nil
 	}
 	return send(done, limit, address, v, fields, nil)
+}
+
+// sendReady is Ready for systemd. MAINPID names this process if that is the one
+// which the supervisor started, as far as it tells (SYSTEMD_EXEC_PID of
+// systemd.exec(5), 248 and later). Behind a wrapper systemd would stop watching
+// the wrapper, which is its child, for a process that is not, and lose the exit
+// status. In another PID namespace the number is a stranger's.
+func sendReady(address string, fields []Field) error {
+	v := &readyVerb
+	if last("MAINPID", nil, fields) == nil {
+		if started := getenv("SYSTEMD_EXEC_PID"); pid == 1 || started != "" && started != pidText {
+			v = &readyBehindVerb
+		}
+	}
+	return send(nil, patient, address, v, fields, nil)
 }
 
 // send sends one datagram to address, with descriptors attached. If the queue is
@@ -122,10 +147,10 @@ func trySend(address string, v *verb, fields []Field, rights []int) (fd int, err
 		return s.fd, err
 	}
 	if status != nil && !v.isComplaint {
-		s.said = *status
+		s.said.text = status.text
 	}
 	if status != nil && v.isReady {
-		s.ready = *status
+		s.ready.text = status.text
 	}
 	return s.fd, nil
 }
@@ -134,6 +159,7 @@ func trySend(address string, v *verb, fields []Field, rights []int) (fd int, err
 type socket struct {
 	checkedFD
 	address   string // of the supervisor
+	opened    bool
 	connected bool
 
 	// What this supervisor was told: the status of the last Ready, and the
@@ -144,6 +170,7 @@ type socket struct {
 // forget prepares for another supervisor, which nobody has told anything yet.
 func (s *socket) forget(address string) {
 	s.address, s.connected = address, false
+	notifier.datagram.says = 0
 	s.ready = Field{key: "STATUS", text: "ready"}
 	s.said = Field{key: "STATUS"}
 }
@@ -183,7 +210,7 @@ func (s *socket) connect() error {
 	if !strings.HasPrefix(s.address, "/") && !strings.HasPrefix(s.address, "@") {
 		return unix.EAFNOSUPPORT
 	}
-	if !s.valid() {
+	if !s.opened || !s.valid() {
 		low, err := openSocket()
 		if err != nil {
 			return err
@@ -192,7 +219,7 @@ func (s *socket) connect() error {
 		if err != nil {
 			return err
 		}
-		s.checkedFD = newCheckedFD(fd)
+		s.checkedFD, s.opened = newCheckedFD(fd), true
 	}
 	// An @ stands for a NUL. Not unix.SockaddrUnix: it refuses the longest name.
 	err := syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: s.address})

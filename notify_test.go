@@ -3,52 +3,36 @@
 package daemon_test
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"math/big"
 	"os"
-	"os/exec"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/seed-10280e03/daemon"
 	"github.com/seed-10280e03/daemon/daemontest"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
+	"github.com/seed-10280e03/daemon/internal/testdaemon/agreed"
 	"golang.org/x/sys/unix"
 )
 
-func init() {
-	programs["notify-ready"] = func() {
-		err := daemon.Ready()
-		fmt.Println(os.Getpid(), err)
-		os.Exit(7)
-	}
-}
+// What needs no machine: datagrams byte for byte, addresses, the environment,
+// files. Folders of internal have the other tests.
 
-// mainPID is the line that Ready adds.
-var mainPID = fmt.Sprintf("MAINPID=%d\n", os.Getpid())
+func TestMain(m *testing.M) { os.Exit(testdaemon.Run(m)) }
 
-// verbs are all that notify, but Barrier.
-var verbs = []struct {
-	name string
-	call func() error
-	want string // the datagram
-}{
-	{"Ready", func() error { return daemon.Ready() }, "READY=1\nSTATUS=ready\n" + mainPID},
-	{"Reloading", func() error { return daemon.Reloading(daemon.Set("MONOTONIC_USEC", "1")) }, "RELOADING=1\nMONOTONIC_USEC=1\n"},
-	{"Stopping", func() error { return daemon.Stopping() }, "STOPPING=1\n"},
-	{"Fail", func() error { return daemon.Fail(syscall.ENOSPC) }, "STATUS=no space left on device\nERRNO=28\n"},
-	{"Notify", func() error { return daemon.Notify(daemon.Status("42 users")) }, "STATUS=42 users\n"},
-	{"Heartbeat", daemon.Heartbeat, "WATCHDOG=1\n"},
-	{"StoreFiles", func() error { return daemon.StoreFiles("a", os.Stdin) }, "FDSTORE=1\nFDNAME=a\n"},
-	{"RemoveFiles", func() error { return daemon.RemoveFiles("a") }, "FDSTOREREMOVE=1\nFDNAME=a\n"},
-}
+var mainPID = agreed.MainPID(os.Getpid())
 
 func TestNotificationsAreByteForByte(t *testing.T) {
 	type fields = []daemon.Field
@@ -58,8 +42,9 @@ func TestNotificationsAreByteForByte(t *testing.T) {
 	notify := func(f fields) error { return daemon.Notify(f...) }
 
 	systemd := daemontest.Systemd(t)
-	for _, verb := range verbs {
-		t.Run(verb.name, func(t *testing.T) { hears(t, systemd, verb.call(), verb.want) })
+	sayReady(t, systemd)
+	for _, verb := range agreed.Verbs {
+		t.Run(verb.Name, func(t *testing.T) { testdaemon.Hears(t, systemd, verb.Call(), verb.Want) })
 	}
 	for _, test := range []struct {
 		name   string
@@ -90,12 +75,15 @@ func TestNotificationsAreByteForByte(t *testing.T) {
 		{"backslashes", notify, fields{daemon.Set("X_A", `\a\\`), daemon.Status(`C:\`), daemon.BusError(`\`)}, `STATUS=C:\\` + "\n" + `X_A=\\a\\\\` + "\n" + `BUSERROR=\\` + "\n"},
 		{"4096 bytes", notify, fields{daemon.Set("X_A", strings.Repeat("a", 4096-5))}, "X_A=" + strings.Repeat("a", 4096-5) + "\n"},
 	} {
-		t.Run(test.name, func(t *testing.T) { hears(t, systemd, test.say(test.fields), test.want) })
+		t.Run(test.name, func(t *testing.T) {
+			sayReady(t, systemd)
+			testdaemon.Hears(t, systemd, test.say(test.fields), test.want)
+		})
 	}
 
 	t.Run("nothing to say", func(t *testing.T) {
-		hears(t, systemd, daemon.Notify(), "")
-		hears(t, systemd, daemon.Fail(nil), "")
+		testdaemon.Hears(t, systemd, daemon.Notify(), "")
+		testdaemon.Hears(t, systemd, daemon.Fail(nil), "")
 	})
 
 	for _, test := range []struct {
@@ -104,11 +92,11 @@ func TestNotificationsAreByteForByte(t *testing.T) {
 		want  error
 	}{
 		{`""`, daemon.Field{}, unix.EINVAL},
-		{`"MAINPID"`, daemon.MainPID(0), unix.EINVAL},
-		{`"MAINPID"`, daemon.MainPID(-1), unix.EINVAL},
-		{`"ERRNO"`, daemon.Errno(-1), unix.EINVAL},
-		{`"EXTEND_TIMEOUT_USEC"`, daemon.ExtendTimeout(-1), unix.EINVAL},
-		{`"EXTEND_TIMEOUT_USEC"`, daemon.ExtendTimeout(-time.Hour), unix.EINVAL},
+		{"MAINPID=0", daemon.MainPID(0), unix.EINVAL},
+		{"MAINPID=-1", daemon.MainPID(-1), unix.EINVAL},
+		{"ERRNO=-1", daemon.Errno(-1), unix.EINVAL},
+		{"EXTEND_TIMEOUT_USEC", daemon.ExtendTimeout(-1), unix.EINVAL},
+		{"EXTEND_TIMEOUT_USEC", daemon.ExtendTimeout(-time.Hour), unix.EINVAL},
 		{`""`, daemon.Set("", "1"), unix.EINVAL},
 		{`"BARRIER"`, daemon.Set("BARRIER", "1"), unix.EINVAL},
 		{`"FDSTORE"`, daemon.Set("FDSTORE", "1"), unix.EINVAL},
@@ -133,50 +121,34 @@ func TestNotificationsAreByteForByte(t *testing.T) {
 				if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.name) {
 					t.Errorf("%v, want %v of %s", err, test.want, test.name)
 				}
-				hears(t, systemd, nil, "")
+				testdaemon.Hears(t, systemd, nil, "")
 			}
 		})
 	}
 }
 
-// hears checks that a verb has returned nil and that want, and nothing else,
-// has arrived.
-func hears(t *testing.T, systemd *daemontest.Supervisor, err error, want string) {
+// sayReady makes the status one that a Ready repeats which has none of its own.
+func sayReady(t *testing.T, systemd *daemontest.Supervisor) {
 	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-	heard := notifications(t, systemd)
-	if want == "" && len(heard) == 0 {
-		return
-	}
-	if len(heard) != 1 || string(heard[0].Raw) != want {
-		t.Errorf("heard %q, want %q", heard, want)
-	}
+	testdaemon.Hears(t, systemd, daemon.Ready(daemon.Status("ready")), "READY=1\nSTATUS=ready\n"+mainPID)
 }
 
-// notifications are those that have been sent since it was called last.
-func notifications(t *testing.T, systemd *daemontest.Supervisor) (heard []daemontest.Notification) {
-	t.Helper()
-	const end = "X_END=1"
-	if err := daemon.Notify(daemon.Set("X_END", "1")); err != nil {
-		t.Fatal(err)
-	}
-	for {
-		n := systemd.Next(t.Context())
-		if slices.Equal(n.Assignments, []string{end}) {
-			return heard
-		}
-		heard = append(heard, n)
+func TestReadyRepeatsTheStatusOfTheReadyBefore(t *testing.T) {
+	systemd := daemontest.Systemd(t)
+	testdaemon.Hears(t, systemd, daemon.Ready(daemon.Status("a\\b\n")), "READY=1\nSTATUS=a\\\\b \n"+mainPID)
+	testdaemon.Hears(t, systemd, daemon.Notify(daemon.Status("busy")), "STATUS=busy\n")
+	for range 2 {
+		testdaemon.Hears(t, systemd, daemon.Ready(), "READY=1\nSTATUS=a\\\\b \n"+mainPID)
 	}
 }
 
 func TestReadySendsAgain(t *testing.T) {
 	systemd := daemontest.Systemd(t)
+	sayReady(t, systemd)
 	for range 3 {
-		hears(t, systemd, daemon.Ready(), "READY=1\nSTATUS=ready\n"+mainPID)
+		testdaemon.Hears(t, systemd, daemon.Ready(), "READY=1\nSTATUS=ready\n"+mainPID)
 	}
-	hears(t, systemd, daemon.Ready(daemon.Status("line 3: no such key")), "READY=1\nSTATUS=line 3: no such key\n"+mainPID)
+	testdaemon.Hears(t, systemd, daemon.Ready(daemon.Status("line 3: no such key")), "READY=1\nSTATUS=line 3: no such key\n"+mainPID)
 }
 
 func TestReloadingTellsTheTime(t *testing.T) {
@@ -217,7 +189,7 @@ func TestFailTellsTheErrno(t *testing.T) {
 		{"no errno", errors.New("a\nREADY=1"), "STATUS=a READY=1\n"},
 		{"nil", nil, ""},
 	} {
-		t.Run(test.name, func(t *testing.T) { hears(t, systemd, daemon.Fail(test.err), test.want) })
+		t.Run(test.name, func(t *testing.T) { testdaemon.Hears(t, systemd, daemon.Fail(test.err), test.want) })
 	}
 }
 
@@ -266,6 +238,7 @@ func TestTextAddsNothingAndCostsNothing(t *testing.T) {
 			})
 			ready = "READY=1\nSTATUS=ready\n" + mainPID
 			t.Run("BusError", func(t *testing.T) {
+				sayReady(t, systemd)
 				err := daemon.Ready(daemon.BusError(test.say))
 				if !fits(ready + "BUSERROR=" + test.hear + "\n") {
 					refuses(t, systemd, err, unix.EMSGSIZE)
@@ -274,6 +247,7 @@ func TestTextAddsNothingAndCostsNothing(t *testing.T) {
 				means(t, systemd, err, "READY=1", "STATUS=ready", mainPID, "BUSERROR="+test.hear)
 			})
 			t.Run("Set", func(t *testing.T) {
+				sayReady(t, systemd)
 				err := daemon.Ready(daemon.Set("X_TEXT", test.say))
 				switch {
 				case strings.ContainsAny(test.say, "\n\r\x00"):
@@ -335,7 +309,7 @@ func means(t *testing.T, systemd *daemontest.Supervisor, err error, want ...stri
 	for i := range want {
 		want[i] = strings.TrimSuffix(want[i], "\n")
 	}
-	heard := notifications(t, systemd)
+	heard := testdaemon.Notifications(t, systemd)
 	if len(heard) != 1 || heard[0].Err != nil || !slices.Equal(heard[0].Assignments, want) {
 		t.Fatalf("heard %.300q, want %.300q", heard, want)
 	}
@@ -347,13 +321,13 @@ func refuses(t *testing.T, systemd *daemontest.Supervisor, err, want error) {
 	if !errors.Is(err, want) {
 		t.Errorf("%v, want %v", err, want)
 	}
-	if heard := notifications(t, systemd); len(heard) != 0 {
+	if heard := testdaemon.Notifications(t, systemd); len(heard) != 0 {
 		t.Errorf("heard %q", heard)
 	}
 }
 
 func TestAddresses(t *testing.T) {
-	dir := directory(t)
+	dir := testdaemon.Directory(t)
 	path := func(length int) string { return dir + "/" + strings.Repeat("s", length-len(dir)-len("/")) }
 	abstract := fmt.Sprintf("@daemon-test-%d-", os.Getpid())
 	for _, test := range []struct{ name, address string }{
@@ -366,28 +340,32 @@ func TestAddresses(t *testing.T) {
 		{"abstract of 108 bytes", abstract + strings.Repeat("s", 108-len(abstract))},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			m := openMailbox(t, test.address)
+			m := testdaemon.OpenMailbox(t, test.address)
 			t.Setenv("NOTIFY_SOCKET", test.address)
-			for _, verb := range verbs {
-				if err := verb.call(); err != nil {
+			if err := daemon.Ready(daemon.Status("ready")); err != nil { // which Ready repeats
+				t.Fatal(err)
+			}
+			m.Next()
+			for _, verb := range agreed.Verbs {
+				if err := verb.Call(); err != nil {
 					t.Fatal(err)
 				}
-				if got := m.next(); got != verb.want {
-					t.Errorf("%s: %q, want %q", verb.name, got, verb.want)
+				if got := m.Next(); got != verb.Want {
+					t.Errorf("%s: %q, want %q", verb.Name, got, verb.Want)
 				}
 			}
 			// The same as a program, which does not detach.
-			c := start(t, "notify-ready", test.address)
-			c.says(fmt.Sprintf("%d <nil>", c.pid()))
-			if got, want := m.next(), fmt.Sprintf("READY=1\nSTATUS=ready\nMAINPID=%d\n", c.pid()); got != want {
+			c := testdaemon.Start(t, "notify-ready", test.address)
+			c.Says(fmt.Sprintf("%d <nil>", c.PID()))
+			if got, want := m.Next(), fmt.Sprintf("READY=1\nSTATUS=ready\nMAINPID=%d\n", c.PID()); got != want {
 				t.Errorf("%q, want %q", got, want)
 			}
-			c.exits(7)
+			c.Exits(7)
 		})
 	}
 
 	dead := dir + "/dead"
-	openMailbox(t, dead).close()
+	testdaemon.OpenMailbox(t, dead).Close()
 	stream := listenStream(t, dir+"/stream")
 	for _, test := range []struct {
 		name, address string
@@ -416,28 +394,28 @@ func TestAddresses(t *testing.T) {
 					t.Errorf("%s: %v, want %v of %s", verb, err, test.want, test.address)
 				}
 			}
-			for _, verb := range verbs {
-				check(verb.name, verb.call())
+			for _, verb := range agreed.Verbs {
+				check(verb.Name, verb.Call())
 			}
 			check("Barrier", daemon.Barrier(t.Context()))
-			c := start(t, "notify-ready", test.address)
-			c.says(fmt.Sprintf("%d daemon: connect %s: %v", c.pid(), test.address, test.want))
-			c.exits(7)
+			c := testdaemon.Start(t, "notify-ready", test.address)
+			c.Says(fmt.Sprintf("%d daemon: connect %s: %v", c.PID(), test.address, test.want))
+			c.Exits(7)
 		})
 	}
 }
 
 // The address is looked up at each call.
 func TestAddressThatChanges(t *testing.T) {
-	dir := directory(t)
-	first, second := openMailbox(t, dir+"/1"), openMailbox(t, dir+"/2")
+	dir := testdaemon.Directory(t)
+	first, second := testdaemon.OpenMailbox(t, dir+"/1"), testdaemon.OpenMailbox(t, dir+"/2")
 	for range 3 {
-		for _, m := range []*mailbox{first, second} {
-			t.Setenv("NOTIFY_SOCKET", m.address)
+		for _, m := range []*testdaemon.Mailbox{first, second} {
+			t.Setenv("NOTIFY_SOCKET", m.Address)
 			if err := daemon.Heartbeat(); err != nil {
 				t.Fatal(err)
 			}
-			if got := m.next(); got != "WATCHDOG=1\n" {
+			if got := m.Next(); got != "WATCHDOG=1\n" {
 				t.Errorf("%q", got)
 			}
 		}
@@ -479,129 +457,7 @@ func TestNothingIsDoneWhereNobodyListens(t *testing.T) {
 			}
 		})
 	}
-	hears(t, systemd, nil, "")
-}
-
-// mailbox is a notify socket that is read only when the test says so. Where
-// nothing depends on that, daemontest's is the better listener.
-type mailbox struct {
-	t       testing.TB
-	address string
-	fd      int
-}
-
-// openMailbox is closed, and its path removed, at the end of the test.
-func openMailbox(t testing.TB, address string) *mailbox {
-	t.Helper()
-	m := bindMailbox(t, address)
-	t.Cleanup(func() {
-		m.close()
-		os.Remove(address)
-	})
-	return m
-}
-
-func bindMailbox(t testing.TB, address string) *mailbox {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		// Not unix.SockaddrUnix: that refuses the longest abstract name.
-		err = syscall.Bind(fd, &syscall.SockaddrUnix{Name: address})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &mailbox{t, address, fd}
-}
-
-// close leaves the path where it is.
-func (m *mailbox) close() {
-	if m.fd >= 0 {
-		unix.Close(m.fd)
-	}
-	m.fd = -1
-}
-
-// take is what is there already.
-func (m *mailbox) take() (datagram string, ok bool) {
-	m.t.Helper()
-	var space [5000]byte
-	n, _, err := unix.Recvfrom(m.fd, space[:], unix.MSG_DONTWAIT)
-	if err != nil && err != unix.EAGAIN {
-		m.t.Fatal(err)
-	}
-	return string(space[:max(n, 0)]), err == nil
-}
-
-// next waits for a datagram.
-func (m *mailbox) next() string {
-	m.t.Helper()
-	m.wait()
-	datagram, _ := m.take()
-	return datagram
-}
-
-func (m *mailbox) wait() {
-	m.t.Helper()
-	fds := []unix.PollFd{{Fd: int32(m.fd), Events: unix.POLLIN}}
-	for deadline := time.Now().Add(daemontest.Timeout); ; {
-		n, err := unix.Poll(fds, int(time.Until(deadline)/time.Millisecond))
-		if err == unix.EINTR {
-			continue
-		}
-		if n != 1 || err != nil {
-			m.t.Fatalf("no datagram: %v", err)
-		}
-		return
-	}
-}
-
-// fill sends datagrams until no sender finds room, and returns how many: each
-// may have only so many in a queue.
-func (m *mailbox) fill() (sent int) {
-	m.t.Helper()
-	for {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			m.t.Fatal(err)
-		}
-		defer unix.Close(fd)
-		before := sent
-		for {
-			err := unix.Sendto(fd, []byte("X_FILL=1\n"), unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: m.address})
-			if err == unix.EAGAIN {
-				break
-			}
-			if err != nil {
-				m.t.Fatal(err)
-			}
-			sent++
-		}
-		if sent == before {
-			return sent
-		}
-	}
-}
-
-// drain takes what fill has sent.
-func (m *mailbox) drain(sent int) {
-	m.t.Helper()
-	for range sent {
-		if got, _ := m.take(); got != "X_FILL=1\n" {
-			m.t.Fatalf("%q in the queue", got)
-		}
-	}
-}
-
-// directory is a new one with a path short enough for a socket.
-func directory(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "daemon")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
+	testdaemon.Hears(t, systemd, nil, "")
 }
 
 func listenStream(t *testing.T, path string) string {
@@ -620,95 +476,564 @@ func listenStream(t *testing.T, path string) string {
 	return path
 }
 
-// child is one of programs that runs, spoken to in lines. It is killed at the
-// end of the test, and where it takes too long: every wait for it ends.
-type child struct {
-	t   testing.TB
-	cmd *exec.Cmd
-	in  io.Writer
-	out *bufio.Reader
-}
-
-// start starts a program with a notify socket.
-func start(t testing.TB, name, address string, args ...string) *child {
-	t.Helper()
-	cmd := program(t, name, args...)
-	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+address)
-	return startCommand(t, cmd)
-}
-
-func startCommand(t testing.TB, cmd *exec.Cmd) *child {
-	t.Helper()
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
+func TestDetect(t *testing.T) {
+	for _, test := range []struct {
+		socket, job string
+		want        daemon.Supervisor
+		name        string
+	}{
+		{"", "", daemon.None, "none"},
+		{"/run/notify", "", daemon.Systemd, "systemd"},
+		{"no address at all", "", daemon.Systemd, "systemd"},
+		{"", "web", daemon.Upstart, "upstart"},
+		{"/run/notify", "web", daemon.Upstart, "upstart"},
+	} {
+		t.Run(fmt.Sprintf("%q %q", test.socket, test.job), func(t *testing.T) {
+			t.Setenv("NOTIFY_SOCKET", test.socket)
+			t.Setenv("UPSTART_JOB", test.job)
+			if got := daemon.Detect(); got != test.want || got.String() != test.name {
+				t.Errorf("%v (%q), want %q", int(got), got, test.name)
+			}
+		})
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	late := time.AfterFunc(5*daemontest.Timeout, func() { cmd.Process.Kill() })
-	t.Cleanup(func() {
-		late.Stop()
-		if cmd.ProcessState == nil {
-			cmd.Process.Kill()
-			cmd.Wait()
+	t.Run("unset", func(t *testing.T) {
+		for _, variable := range agreed.SupervisorVariables {
+			t.Setenv(variable, "") // has it set back at the end
+			os.Unsetenv(variable)
+		}
+		if got := daemon.Detect(); got != daemon.None {
+			t.Errorf("%v, want none", got)
 		}
 	})
-	return &child{t, cmd, in, bufio.NewReader(out)}
+	if got := daemon.Supervisor(7).String(); got != "Supervisor(7)" {
+		t.Error(got)
+	}
+}
+func TestWatchdogTimeout(t *testing.T) {
+	own, other := strconv.Itoa(os.Getpid()), strconv.Itoa(os.Getppid())
+	const longest = math.MaxInt64 / 1000 * time.Microsecond
+	for _, test := range []struct {
+		usec, pid string
+		want      time.Duration
+		culprit   string // where it is an error
+	}{
+		{"3000000", "", 3 * time.Second, ""},
+		{"3000000", own, 3 * time.Second, ""},
+		{"1", own, time.Microsecond, ""},
+		{"0003", "", 3 * time.Microsecond, ""},
+		{"9223372036854775", "", longest, ""},
+		{"9223372036854776", "", longest, ""},
+		{"9223372036854775807", "", longest, ""},
+
+		{"", "", 0, ""},
+		{"", own, 0, ""},
+		{"", "x", 0, ""},
+		{"3000000", other, 0, ""},
+		{"3000000", "1", 0, ""},
+
+		{"0", "", 0, "WATCHDOG_USEC"},
+		{"0", own, 0, "WATCHDOG_USEC"},
+		{"-1", "", 0, "WATCHDOG_USEC"},
+		{"-0", "", 0, "WATCHDOG_USEC"},
+		{"+1", "", 0, "WATCHDOG_USEC"},
+		{"3s", "", 0, "WATCHDOG_USEC"},
+		{"1.5", "", 0, "WATCHDOG_USEC"},
+		{"0x10", "", 0, "WATCHDOG_USEC"},
+		{"1_000", "", 0, "WATCHDOG_USEC"},
+		{" ", "", 0, "WATCHDOG_USEC"},
+		{"9223372036854775808", "", 0, "WATCHDOG_USEC"},
+		{"18446744073709551615", "", 0, "WATCHDOG_USEC"},
+		{"18446744073709551617", "", 0, "WATCHDOG_USEC"},
+		{"1", "0", 0, "WATCHDOG_PID"},
+		{"1", "-1", 0, "WATCHDOG_PID"},
+		{"1", "+" + own, 0, "WATCHDOG_PID"},
+		{"1", own + "x", 0, "WATCHDOG_PID"},
+		{"1", "x", 0, "WATCHDOG_PID"},
+		{"1", "4294967297", 0, "WATCHDOG_PID"},
+	} {
+		t.Run(fmt.Sprintf("%q %q", test.usec, test.pid), func(t *testing.T) {
+			t.Setenv("WATCHDOG_USEC", test.usec)
+			t.Setenv("WATCHDOG_PID", test.pid)
+			got, err := daemon.WatchdogTimeout()
+			if test.culprit == "" {
+				if got != test.want || err != nil {
+					t.Errorf("%v, %v, want %v", got, err, test.want)
+				}
+				return
+			}
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			for _, err := range []error{err, daemon.RunWatchdog(ended, nil)} {
+				if got != 0 || !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), test.culprit) {
+					t.Errorf("%v, %v, want %v of %s", got, err, unix.EINVAL, test.culprit)
+				}
+			}
+		})
+	}
+	t.Run("unset", func(t *testing.T) {
+		for _, variable := range []string{"WATCHDOG_USEC", "WATCHDOG_PID"} {
+			t.Setenv(variable, "")
+			os.Unsetenv(variable)
+		}
+		if got, err := daemon.WatchdogTimeout(); got != 0 || err != nil {
+			t.Errorf("%v, %v, want 0", got, err)
+		}
+	})
 }
 
-func (c *child) pid() int { return c.cmd.Process.Pid }
+func TestFilesArePassed(t *testing.T) {
+	const own = "$$" // the shell's pid becomes the program's
+	for _, test := range []struct {
+		name, pid, count, names, before string
+		want                            []string // none: no file
+	}{
+		{"two", own, "2", "web:db", "", []string{"web", "db"}},
+		{"one of two", own, "1", "web", "", []string{"web"}},
+		{"same name", own, "2", "web:web", "", []string{"web", "web"}},
+		{"no names", own, "2", "", "", []string{"unknown", "unknown"}},
+		{"fewer names", own, "2", "web", "", []string{"web", "unknown"}},
+		{"more names", own, "2", "web:db:x", "", []string{"web", "db"}},
+		{"environment unset before", own, "2", "web:db", "unset", []string{"web", "db"}},
+		{"non-blocking", own, "2", "web:db", "nonblock", []string{"web", "db"}},
+		{"fewer open than promised", own, "5", "web:db", "", []string{"web", "db"}},
+		{"fewer open than promised, non-blocking", own, "5", "web:db", "nonblock", []string{"web", "db"}},
+		{"many more promised", own, "2000000000", "web:db", "", []string{"web", "db"}},
 
-// line is the next line of the child's output.
-func (c *child) line() string {
-	c.t.Helper()
-	line, err := c.out.ReadString('\n')
+		{"no pid", "", "2", "web:db", "", nil},
+		{"other pid", "$PPID", "2", "web:db", "", nil},
+		{"other pid, unset", "$PPID", "2", "web:db", "unset", nil},
+		{"none", own, "0", "", "", nil},
+		{"no number", own, "", "web:db", "", nil},
+		{"negative", own, "-1", "web:db", "", nil},
+		{"not a number", own, "x", "web:db", "", nil},
+		{"too great", own, "9223372036854775807", "web:db", "", nil},
+		{"far too great", own, "18446744073709551617", "web:db", "", nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := startWithFiles(t, test.pid, test.count, test.names, test.before)
+			for i, name := range test.want {
+				c.Says(passedFile(i, name))
+			}
+			c.Says(fmt.Sprint(len(test.want) > 0, true))
+			if len(test.want) > 0 {
+				c.Says("true")
+			}
+			c.Exits(0)
+		})
+	}
+}
+
+func TestStoreFilesSendsEachFileOnce(t *testing.T) {
+	systemd := daemontest.Systemd(t)
+	var files []*os.File
+	for i := range 507 {
+		files = append(files, testdaemon.Memory(t, fmt.Sprint(i)))
+	}
+	long := strings.Repeat("n", 255)
+	for _, test := range []struct {
+		name, as, raw string
+		files         int
+		messages      []int
+	}{
+		{"one", "a", "a", 1, []int{1}},
+		{"all characters", ` !"~\`, ` !"~\\`, 2, []int{2}},
+		{"longest name", long, long, 1, []int{1}},
+		{"253", "a", "a", 253, []int{253}},
+		{"254", "a", "a", 254, []int{253, 1}},
+		{"507", "a", "a", 507, []int{253, 253, 1}},
+		{"none", "a", "a", 0, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if err := daemon.StoreFiles(test.as, files[:test.files]...); err != nil {
+				t.Fatal(err)
+			}
+			next := 0
+			heard := testdaemon.Notifications(t, systemd)
+			for i, n := range heard {
+				if want := "FDSTORE=1\nFDNAME=" + test.raw + "\n"; string(n.Raw) != want || len(n.Files) != test.messages[i] {
+					t.Fatalf("%v, want %q with %d files", n, want, test.messages[i])
+				}
+				for _, file := range n.Files {
+					content, err := io.ReadAll(io.NewSectionReader(file, 0, 100))
+					if want := fmt.Sprint(next); string(content) != want || err != nil {
+						t.Errorf("%q, %v, want %s", content, err, want)
+					}
+					file.Close()
+					next++
+				}
+			}
+			if next != test.files || len(heard) != len(test.messages) {
+				t.Errorf("%d files in %d messages", next, len(heard))
+			}
+			means(t, systemd, daemon.RemoveFiles(test.as), "FDSTOREREMOVE=1", "FDNAME="+test.as)
+		})
+	}
+}
+
+func TestStoreFilesLeavesTheCallersFileAsItIs(t *testing.T) {
+	systemd := daemontest.Systemd(t)
+	r, w, err := os.Pipe()
 	if err != nil {
-		c.t.Fatalf("%q, and then %v", line, err)
+		t.Fatal(err)
 	}
-	return strings.TrimSuffix(line, "\n")
-}
-
-func (c *child) says(want string) {
-	c.t.Helper()
-	if got := c.line(); got != want {
-		c.t.Fatalf("the child says %.300q, want %.300q", got, want)
+	defer r.Close()
+	defer w.Close()
+	if err := daemon.StoreFiles("a", r); err != nil {
+		t.Fatal(err)
 	}
-}
-
-// goOn lets the child's awaitLine return.
-func (c *child) goOn() {
-	c.t.Helper()
-	if _, err := io.WriteString(c.in, "\n"); err != nil {
-		c.t.Fatal(err)
+	var flags int
+	conn, err := r.SyscallConn()
+	if err == nil {
+		err = conn.Control(func(fd uintptr) { flags, _ = unix.FcntlInt(fd, unix.F_GETFL, 0) })
 	}
-}
-
-// exits waits for the child's end. It must have said no more.
-func (c *child) exits(code int) {
-	c.t.Helper()
-	rest, _ := io.ReadAll(c.out)
-	c.cmd.Wait()
-	if got := c.cmd.ProcessState; got.ExitCode() != code || len(rest) > 0 {
-		c.t.Fatalf("%v, want exit status %d; said %q", got, code, rest)
+	if err != nil || flags&unix.O_NONBLOCK == 0 {
+		t.Errorf("flags %#x (%v): a read could not be ended any more", flags, err)
+	}
+	r.Close()
+	kept := systemd.Next(t.Context()).Files[0]
+	if _, err := w.WriteString("hello"); err != nil {
+		t.Error(err)
+	}
+	w.Close()
+	if got, err := io.ReadAll(kept); string(got) != "hello" || err != nil {
+		t.Errorf("%q, %v", got, err)
 	}
 }
 
-// awaitLine is the child's side of goOn.
-func awaitLine() {
-	var newline [1]byte
-	os.Stdin.Read(newline[:])
+func TestStoreFilesRefuses(t *testing.T) {
+	systemd := daemontest.Systemd(t)
+	open, closed := testdaemon.Memory(t, "open"), testdaemon.Memory(t, "closed")
+	closed.Close()
+	many := slices.Repeat([]*os.File{open}, 300)
+	for _, test := range []struct {
+		name, as string
+		files    []*os.File
+		want     error
+	}{
+		{"no name", "", many[:1], unix.EINVAL},
+		{"no name and no files", "", nil, unix.EINVAL},
+		{"long name", strings.Repeat("n", 256), many[:1], unix.EINVAL},
+		{"colon", "a:b", many[:1], unix.EINVAL},
+		{"newline", "a\nFDPOLL=0", many[:1], unix.EINVAL},
+		{"control character", "a\x1b", many[:1], unix.EINVAL},
+		{"DEL", "\x7f", many[:1], unix.EINVAL},
+		{"not ASCII", "é", many[:1], unix.EINVAL},
+		{"closed file", "a", []*os.File{open, closed}, os.ErrClosed},
+		{"closed file behind many", "a", append(many, closed), os.ErrClosed},
+		{"nil", "a", []*os.File{open, nil}, os.ErrInvalid},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			refuses(t, systemd, daemon.StoreFiles(test.as, test.files...), test.want)
+			if test.want == unix.EINVAL {
+				refuses(t, systemd, daemon.RemoveFiles(test.as), test.want)
+			}
+		})
+	}
 }
 
-// try ends a program that failed.
-func try(err error) {
+// assignment is what a test says, as systemd is to read it.
+type assignment struct{ key, value string }
+
+func (a assignment) String() string { return a.key + "=" + a.value }
+
+// safe is text without what could harm.
+func safe(text string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsControl(r):
+			return ' '
+		case unicode.Is(unicode.Noncharacter_Code_Point, r):
+			return unicode.ReplacementChar
+		}
+		return r
+	}, string([]rune(text)))
+}
+
+var (
+	goodKey  = regexp.MustCompile(`^[A-Z_][A-Z0-9_]*$`)
+	badValue = regexp.MustCompile("[\n\r\x00]")
+)
+
+// FuzzDatagram says things through a real socket, decodes them by systemd's
+// rules and compares them with what the documentation promises. Each byte of
+// plan is one field.
+func FuzzDatagram(f *testing.F) {
+	for verb := range byte(5) {
+		f.Add(verb, []byte{0, 1, 2, 3, 4, 5, 6, 7}, "up\n", "a\\b", "X_A", "c\xff", 7, 5, int64(1999))
+		f.Add(verb, []byte{0, 8}, "serving", "", "", "", 0, 0, int64(0)) // as most do
+		f.Add(verb, []byte{0}, "serving", "", "", "", 0, 0, int64(0))
+		f.Add(verb, []byte{0}, strings.Repeat("long ", 1000), "", "", "", 0, 0, int64(0))
+		f.Add(verb, []byte{0, 5}, "serving", "", "", "", 7, 0, int64(0))
+		f.Add(verb, []byte{3, 0, 8}, "ok", "", "STATUS", "a\n", 0, 0, int64(0))
+		f.Add(verb, []byte{5, 8, 0}, "ok", "", "", "", 0, 0, int64(0))
+		f.Add(verb, []byte{8, 3}, "", "", "STATUS", "a\n", 0, 0, int64(0))
+		f.Add(verb, []byte{3, 0}, strings.Repeat("é\\", 2000), "", "STATUS", strings.Repeat(`\`, 2040), 0, -1, int64(-1))
+	}
+	m := testdaemon.OpenMailbox(f, testdaemon.Directory(f)+"/notify")
+	f.Setenv("NOTIFY_SOCKET", m.Address)
+	f.Fuzz(func(t *testing.T, verb byte, plan []byte, status, bus, key, value string, pid, errno int, extend int64) {
+		m.T = t
+		var fields []daemon.Field
+		var said []assignment
+		valid := true
+		say := func(f daemon.Field, ok bool, key string, value any) {
+			fields = append(fields, f)
+			said = append(said, assignment{key, fmt.Sprint(value)})
+			valid = valid && ok
+		}
+		set := func(key, value string) {
+			ok := goodKey.MatchString(key) && key != "BARRIER" && key != "FDSTORE" && key != "MAINPIDFD" && !badValue.MatchString(value)
+			say(daemon.Set(key, value), ok, key, value)
+		}
+		var call func(...daemon.Field) error
+		var own []assignment
+		switch verb % 5 {
+		case 0:
+			call, own = daemon.Ready, []assignment{{"READY", "1"}, {"STATUS", "ready"}, {"MAINPID", fmt.Sprint(os.Getpid())}}
+		case 1:
+			call, own = daemon.Reloading, []assignment{{"RELOADING", "1"}, {"MONOTONIC_USEC", ""}}
+			set("MONOTONIC_USEC", "1")
+		case 2:
+			call, own = daemon.Stopping, []assignment{{"STOPPING", "1"}}
+		case 3:
+			call = daemon.Notify
+		case 4:
+			call = func(...daemon.Field) error { return daemon.Fail(fmt.Errorf("%s%w", status, unix.Errno(5))) }
+			plan = nil
+			say(daemon.Field{}, true, "STATUS", status+unix.Errno(5).Error())
+			say(daemon.Field{}, true, "ERRNO", 5)
+		}
+		for _, step := range plan[:min(len(plan), 20)] {
+			switch step % 9 {
+			case 0:
+				say(daemon.Status(status), true, "STATUS", status)
+			case 1:
+				say(daemon.Status(value), true, "STATUS", value)
+			case 2:
+				say(daemon.BusError(bus), true, "BUSERROR", bus)
+			case 3:
+				set(key, value)
+			case 4:
+				set("X_B", bus)
+			case 5:
+				say(daemon.MainPID(pid), pid >= 1, "MAINPID", pid)
+			case 6:
+				say(daemon.Errno(errno), errno >= 0 && errno <= 4095, "ERRNO", errno)
+			case 7:
+				say(daemon.ExtendTimeout(time.Duration(extend)), extend >= 0, "EXTEND_TIMEOUT_USEC", extend/1000)
+			case 8:
+				say(daemon.MainPID(os.Getpid()), true, "MAINPID", os.Getpid())
+			}
+		}
+
+		if err := daemon.Ready(daemon.Status("ready")); err != nil { // which Ready repeats
+			t.Fatal(err)
+		}
+		m.Next()
+		err := call(fields...)
+		raw, sent := m.Take()
+		want, ok := promised(own, said)
+		var refused error
+		switch {
+		case !valid:
+			refused = unix.EINVAL
+		case !ok:
+			refused = unix.EMSGSIZE
+		}
+		if !errors.Is(err, refused) || sent != (refused == nil && len(want) > 0) {
+			t.Fatalf("%v, and sent is %q (%t): want %v, %q", err, raw, sent, refused, want)
+		}
+		got, err := daemontest.Decode([]byte(raw))
+		if sent && (err != nil || !slices.Equal(got, want) || !strings.HasSuffix(raw, "\n")) {
+			t.Fatalf("%q is %q, %v, want %q", raw, got, err, want)
+		}
+		if another, ok := m.Take(); ok {
+			t.Fatalf("%q, too", another)
+		}
+	})
+}
+
+// promised is what systemd is to read: the verb's own assignments, STATUS and
+// MAINPID, and the caller's in order; of several with one key the last.
+func promised(own, said []assignment) (want []string, ok bool) {
+	rank := func(a assignment) int {
+		switch a.key {
+		case "STATUS":
+			return 10
+		case "MAINPID":
+			return 11
+		}
+		if i := slices.IndexFunc(own, func(o assignment) bool { return o.key == a.key }); i >= 0 {
+			return i
+		}
+		return 12
+	}
+	var kept []assignment
+	rest := "" // beside STATUS
+	all := append(slices.Clone(own), said...)
+	for i, a := range all {
+		if slices.ContainsFunc(all[i+1:], func(later assignment) bool { return later.key == a.key }) {
+			continue
+		}
+		if a.key == "STATUS" || a.key == "BUSERROR" {
+			a.value = safe(a.value)
+		}
+		if a.key != "STATUS" {
+			rest += a.String() + "\n"
+		}
+		kept = append(kept, a)
+	}
+	slices.SortStableFunc(kept, func(a, b assignment) int { return rank(a) - rank(b) })
+	for _, a := range kept {
+		if a.key == "STATUS" {
+			if !fits(rest + "STATUS=\n") {
+				continue
+			}
+			a.value = cut(a.value, rest)
+		}
+		want = append(want, a.String())
+	}
+	return want, fits(rest)
+}
+
+// FuzzEnvironment reads the environment as it comes and as UnsetEnvironment
+// has remembered it. For the number "own" this process's id is put in.
+func FuzzEnvironment(f *testing.F) {
+	f.Add("/run/notify", "web", "3000000", "own", "own", "2", "a:b")
+	f.Add("@", "", "9223372036854775807", "", "own", "2147483647", ":")
+	f.Add("", "", "18446744073709551616", "own ", "own", "-1", "")
+	f.Add(" ", "", "+1", "0", "own", "+2", "a")
+	testdaemon.Binary(f)
+	forgetEnvironment(f)
+	passDescriptor3(f)
+	f.Fuzz(func(t *testing.T, socket, job, usec, watched, listener, count, names string) {
+		if strings.Contains(socket+job+usec+watched+listener+count+names, "\x00") {
+			t.Skip() // the environment holds none
+		}
+		own := strconv.Itoa(os.Getpid())
+		watched, listener = strings.ReplaceAll(watched, "own", own), strings.ReplaceAll(listener, "own", own)
+		for key, value := range map[string]string{
+			"NOTIFY_SOCKET": socket, "UPSTART_JOB": job, "WATCHDOG_USEC": usec, "WATCHDOG_PID": watched,
+			"LISTEN_PID": listener, "LISTEN_FDS": count, "LISTEN_FDNAMES": names,
+		} {
+			t.Setenv(key, value)
+		}
+		for _, before := range []string{"", "unset"} {
+			checkSupervisor(t, socket, job)
+			checkWatchdog(t, usec, watched)
+			checkPassed(t, listener == own, count, names, before)
+			daemon.UnsetEnvironment()
+		}
+	})
+}
+
+// forgetEnvironment makes what is remembered at the end of the test empty.
+func forgetEnvironment(f *testing.F) {
+	for _, variable := range agreed.SupervisorVariables {
+		f.Setenv(variable, "") // has it set back
+	}
+	f.Cleanup(func() {
+		for _, variable := range agreed.SupervisorVariables {
+			os.Setenv(variable, "")
+		}
+		daemon.UnsetEnvironment()
+	})
+}
+
+// passDescriptor3 makes this process's own descriptor 3 look like one that was
+// passed: Files must not return it.
+func passDescriptor3(f *testing.F) {
+	flags, err := unix.FcntlInt(3, unix.F_GETFD, 0)
+	if err == nil {
+		_, err = unix.FcntlInt(3, unix.F_SETFD, flags&^unix.FD_CLOEXEC)
+	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		f.Fatal(err)
 	}
+	f.Cleanup(func() { unix.FcntlInt(3, unix.F_SETFD, flags) })
+}
+
+func checkSupervisor(t *testing.T, socket, job string) {
+	t.Helper()
+	want, words := daemon.None, ""
+	switch {
+	case job != "":
+		want = daemon.Upstart
+	case socket != "":
+		want, words = daemon.Systemd, " "+socket+": " // in each error
+	}
+	if got := daemon.Detect(); got != want {
+		t.Fatalf("%v, want %v", got, want)
+	}
+	err := daemon.Notify(daemon.Set("X_A", strings.Repeat("a", 4096))) // so that nothing is sent
+	if (err != nil) != (want == daemon.Systemd) || err != nil && !strings.Contains(err.Error(), words) {
+		t.Fatalf("%v, want one of %q", err, words)
+	}
+}
+
+// number parses a decimal number from 1 to limit.
+func number(text string, limit int64) (n int64, ok bool) {
+	var parsed big.Int
+	_, ok = parsed.SetString(text, 10)
+	ok = ok && !strings.ContainsAny(text, "+-_") && parsed.IsInt64() && parsed.Int64() >= 1 && parsed.Int64() <= limit
+	return parsed.Int64(), ok
+}
+
+func checkWatchdog(t *testing.T, usec, watched string) {
+	t.Helper()
+	timeout, err := daemon.WatchdogTimeout()
+	wanted, ok := number(usec, math.MaxInt64)
+	who, known := number(watched, math.MaxInt32)
+	switch {
+	case usec == "" && timeout == 0 && err == nil:
+	case usec != "" && (!ok || watched != "" && !known):
+		if timeout != 0 || !errors.Is(err, unix.EINVAL) {
+			t.Fatalf("%v, %v, want %v", timeout, err, unix.EINVAL)
+		}
+	case usec != "" && watched != "" && who != int64(os.Getpid()) && timeout == 0 && err == nil:
+	case usec != "" && err == nil && timeout == time.Duration(min(wanted, math.MaxInt64/1000))*time.Microsecond:
+	default:
+		t.Fatalf("%v, %v", timeout, err)
+	}
+}
+
+// checkPassed has a program with two descriptors tell what Files returns, if it
+// is to be anything: once they are taken, a process keeps them.
+func checkPassed(t *testing.T, own bool, count, names, before string) {
+	t.Helper()
+	want, ok := number(strings.TrimPrefix(count, "+"), math.MaxInt32-3)
+	if !ok || !own {
+		if files := daemon.Files(); files != nil {
+			t.Fatalf("%d files", len(files))
+		}
+		return
+	}
+	c := startWithFiles(t, "$$", count, names, before)
+	all := strings.Split(names, ":")
+	for i := range min(want, 2) {
+		name := "unknown"
+		if names != "" && int(i) < len(all) {
+			name = all[i]
+		}
+		c.Says(passedFile(int(i), name))
+	}
+	c.Says("true true")
+	c.Says("true")
+	c.Exits(0)
+}
+
+// startWithFiles starts a program with two files at 3 and 4, that tells of them.
+// pid is LISTEN_PID as a shell reads it: $$ is the program's own.
+func startWithFiles(t *testing.T, pid, count, names, before string) *testdaemon.Child {
+	t.Helper()
+	cmd := testdaemon.UnderShell(testdaemon.Program(t, "files-passed", before),
+		`export LISTEN_PID=`+pid+`; exec "$@" 5<&-`) // a fuzzing process leaves 5 open
+	cmd.Env = append(cmd.Env, "LISTEN_FDS="+count, "LISTEN_FDNAMES="+names)
+	cmd.ExtraFiles = []*os.File{testdaemon.Memory(t, "first"), testdaemon.Memory(t, "second")}
+	return testdaemon.StartCommand(t, cmd)
+}
+
+// passedFile is what it says of one.
+func passedFile(i int, name string) string {
+	return fmt.Sprintf("%d %q holds %q, close-on-exec %d", 3+i, name, []string{"first", "second"}[i], unix.FD_CLOEXEC)
 }

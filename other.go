@@ -22,13 +22,20 @@ type verb struct {
 	own                  []Field
 	status, mainPID      *Field
 	isReady, isComplaint bool
+	id                   int
 }
+
+const (
+	idReady = iota
+	idReadyBehind
+	idHeartbeat
+)
 
 var notifier struct{ socket struct{ ready, said Field } }
 
 func notify(<-chan struct{}, time.Duration, *verb, []Field) error { return nil }
 
-func send(<-chan struct{}, time.Duration, string, *verb, []Field, []int) error { return nil }
+func sendReady(string, []Field) error { return nil }
 
 func monotonic() (usec int64, ok bool) { return 0, false }
 

@@ -44,6 +44,11 @@ func unblock(int) {}
 // dieOf returns: the launcher exits with 128+n.
 func dieOf(unix.Signal) {}
 
+func workingDirectory() string {
+	directory, _ := unix.Getwd()
+	return directory
+}
+
 func openSocket() (fd int, err error) {
 	syscall.ForkLock.RLock() // nothing inherits it before it is close-on-exec
 	defer syscall.ForkLock.RUnlock()

@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -15,108 +14,18 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
-	"github.com/seed-10280e03/daemon"
 	"github.com/seed-10280e03/daemon/daemontest"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
+	"github.com/seed-10280e03/daemon/internal/testdaemon/agreed"
 	"golang.org/x/sys/unix"
 )
 
-func init() {
-	programs["upstart-stop"] = upstartStop
-	programs["upstart-pid1"] = upstartAsPID1
-	programs["upstart-job"] = upstartJob
-	programs["upstart-verbs"] = upstartVerbs
-	programs["upstart-test"] = upstartTest
-}
-
-func upstartMust(err error) {
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
-
-// upstartMemory is shared by a program and its test, which looks into it while
-// the program is stopped.
-type upstartMemory struct {
-	called, returned atomic.Uint32    // calls of Ready
-	spun             [4]atomic.Uint32 // turns of spinning goroutines
-}
-
-func mapUpstartMemory(fd int) (*upstartMemory, error) {
-	page, err := unix.Mmap(fd, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	return (*upstartMemory)(unsafe.Pointer(unsafe.SliceData(page))), err
-}
-
-func newUpstartMemory(t *testing.T) (*upstartMemory, *os.File) {
-	t.Helper()
-	fd, err := unix.MemfdCreate("upstart", unix.MFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := os.NewFile(uintptr(fd), "memory")
-	t.Cleanup(func() { file.Close() })
-	if err := file.Truncate(int64(os.Getpagesize())); err != nil {
-		t.Fatal(err)
-	}
-	m, err := mapUpstartMemory(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m, file
-}
-
-// spin keeps goroutines busy, and returns when all of them are.
-func (m *upstartMemory) spin(goroutines int) {
-	for i := range goroutines {
-		go func() {
-			for {
-				m.spun[i].Add(1)
-			}
-		}()
-	}
-	for i := range goroutines {
-		for m.spun[i].Load() == 0 {
-			runtime.Gosched()
-		}
-	}
-}
-
-// ready calls Ready. Nothing must come between it and the count of its return.
-func (m *upstartMemory) ready() {
-	m.called.Add(1)
-	err := daemon.Ready()
-	m.returned.Add(1)
-	upstartMust(err)
-}
-
-// upstartStop calls Ready, on several goroutines while others spin, and then
-// twice more, at last with UPSTART_JOB set again.
-func upstartStop() {
-	m, err := mapUpstartMemory(3)
-	upstartMust(err)
-	spinners, _ := strconv.Atoi(os.Args[1])
-	callers, _ := strconv.Atoi(os.Args[2])
-	m.spin(spinners)
-	daemon.Foreground() // is about detaching: it must not keep this from stopping
-	var others sync.WaitGroup
-	for range callers - 1 {
-		others.Go(m.ready)
-	}
-	m.ready()
-	others.Wait()
-	m.ready()
-	upstartMust(os.Setenv("UPSTART_JOB", "again"))
-	m.ready()
-}
-
 func TestReadyStopsTheProcessOnceUntilItIsContinued(t *testing.T) {
+	testdaemon.Alone(t)
 	for _, test := range []struct{ spinners, callers, runs int }{
 		{0, 1, 200},
 		{4, 1, 200},
@@ -125,9 +34,9 @@ func TestReadyStopsTheProcessOnceUntilItIsContinued(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%d goroutines spin and %d call", test.spinners, test.callers), func(t *testing.T) {
 			m, file := newUpstartMemory(t)
-			for range rounds(test.runs) {
-				*m = upstartMemory{}
-				cmd := program(t, "upstart-stop", strconv.Itoa(test.spinners), strconv.Itoa(test.callers))
+			for range testdaemon.Rounds(test.runs) {
+				*m = agreed.Memory{}
+				cmd := testdaemon.Program(t, "upstart-stop", strconv.Itoa(test.spinners), strconv.Itoa(test.callers))
 				cmd.ExtraFiles = []*os.File{file}
 				p := startUpstartProcess(t, cmd)
 				p.mustNext(upstartStopped)
@@ -136,25 +45,38 @@ func TestReadyStopsTheProcessOnceUntilItIsContinued(t *testing.T) {
 				}
 				p.signal(unix.SIGCONT)
 				p.mustNext(upstartSuccess)
-				if calls := uint32(test.callers + 2); m.returned.Load() != calls {
-					t.Errorf("%d calls of Ready returned, want %d", m.returned.Load(), calls)
+				if calls := uint32(test.callers + 2); m.Returned.Load() != calls {
+					t.Errorf("%d calls of Ready returned, want %d", m.Returned.Load(), calls)
 				}
 			}
 		})
 	}
 }
 
-// upstartTest is a test that is in the middle of the one above.
-func upstartTest() {
-	t := new(testing.T)
-	p := startUpstartProcess(t, program(t, "upstart-verbs"))
-	p.mustNext(upstartStopped)
-	fmt.Println(p.process.Pid)
-	select {}
+// newUpstartMemory is shared with a program that gets the file as descriptor 3.
+func newUpstartMemory(t *testing.T) (*agreed.Memory, *os.File) {
+	t.Helper()
+	file := testdaemon.Memory(t, "")
+	if err := file.Truncate(int64(os.Getpagesize())); err != nil {
+		t.Fatal(err)
+	}
+	m, err := agreed.MapMemory(int(file.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, file
 }
 
 func TestStoppedProcessEndsWithItsTest(t *testing.T) {
-	cmd := program(t, "upstart-test")
+	const variable = "DAEMON_TEST_STOPPED"
+	if os.Getenv(variable) != "" { // the test that is to be killed
+		p := startUpstartProcess(t, testdaemon.Program(t, "upstart-verbs"))
+		p.mustNext(upstartStopped)
+		fmt.Println(p.process.Pid)
+		select {}
+	}
+	cmd := testdaemon.Again(t, "TestStoppedProcessEndsWithItsTest")
+	cmd.Env = append(cmd.Env, variable+"=yes")
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -164,21 +86,21 @@ func TestStoppedProcessEndsWithItsTest(t *testing.T) {
 	}
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
-	stdout.(*os.File).SetReadDeadline(time.Now().Add(patience))
+	stdout.(*os.File).SetReadDeadline(time.Now().Add(testdaemon.Patience))
 	var stopped int
 	if _, err := fmt.Fscanln(stdout, &stopped); err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Kill(stopped, unix.SIGKILL)
-	if s, err := readStat(stopped); err != nil || s.state != "T" {
+	if s, err := testdaemon.ReadStat(stopped); err != nil || s.State != "T" {
 		t.Errorf("before: %+v, %v", s, err)
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	waitUntil(t, "the end of the stopped process", func() bool {
-		s, err := readStat(stopped)
-		return err != nil || s.state == "Z"
+	testdaemon.WaitUntil(t, "the end of the stopped process", func() bool {
+		s, err := testdaemon.ReadStat(stopped)
+		return err != nil || s.State == "Z"
 	})
 }
 
@@ -213,7 +135,7 @@ func startUpstartProcess(t *testing.T, cmd *exec.Cmd) *upstartProcess {
 // mustNext waits until the process stops or ends.
 func (p *upstartProcess) mustNext(want unix.WaitStatus) {
 	p.t.Helper()
-	guard := time.AfterFunc(patience, func() { _ = p.process.Kill() })
+	guard := time.AfterFunc(testdaemon.Patience, func() { _ = p.process.Kill() })
 	defer guard.Stop()
 	if got := p.next(); got != want {
 		p.t.Fatalf("process %d: wait status %#x, want %#x", p.process.Pid, got, want)
@@ -247,7 +169,7 @@ func (p *upstartProcess) end() {
 
 // mustStandStill checks that every thread is stopped, and that every call of
 // Ready is still going on.
-func (p *upstartProcess) mustStandStill(m *upstartMemory) {
+func (p *upstartProcess) mustStandStill(m *agreed.Memory) {
 	p.t.Helper()
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.process.Pid))
 	if len(threads) == 0 {
@@ -255,53 +177,27 @@ func (p *upstartProcess) mustStandStill(m *upstartMemory) {
 	}
 	for _, thread := range threads {
 		tid, _ := strconv.Atoi(filepath.Base(thread))
-		if s, err := readStat(tid); err != nil || s.state != "T" {
-			p.t.Errorf("thread %d is in state %q (%v)", tid, s.state, err)
+		if s, err := testdaemon.ReadStat(tid); err != nil || s.State != "T" {
+			p.t.Errorf("thread %d is in state %q (%v)", tid, s.State, err)
 		}
 	}
-	if called, returned := m.called.Load(), m.returned.Load(); called == 0 || returned != 0 {
+	if called, returned := m.Called.Load(), m.Returned.Load(); called == 0 || returned != 0 {
 		p.t.Errorf("%d of %d calls of Ready have returned", returned, called)
 	}
 }
 
-// upstartAsPID1 succeeds where Ready says why it cannot stop the process.
-func upstartAsPID1() {
-	err := daemon.Ready()
-	if os.Getpid() != 1 || !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "SIGSTOP") {
-		upstartMust(fmt.Errorf("pid %d: %v", os.Getpid(), err))
-	}
-}
-
 func TestReadyFailsAsPID1WhichCannotStop(t *testing.T) {
-	cmd := inNamespaces(t, program(t, "upstart-pid1"), "--pid", "--fork")
+	cmd := testdaemon.InNamespaces(t, testdaemon.Program(t, "upstart-pid1"), "--pid", "--fork")
 	cmd.Env = append(cmd.Env, "UPSTART_JOB=test")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
 }
 
-// upstartJob calls Ready while goroutines spin, and says what has become of
-// its environment. Then it is over, or calls Ready again, or serves.
-func upstartJob() {
-	spinners, _ := strconv.Atoi(os.Args[1])
-	new(upstartMemory).spin(spinners)
-	before := daemon.Detect()
-	upstartMust(daemon.Ready())
-	own, _ := os.LookupEnv("UPSTART_JOB")
-	inherited, err := exec.Command("/bin/sh", "-c", `printf %s "${UPSTART_JOB-none}"`).Output()
-	upstartMust(err)
-	fmt.Printf("%d: %v, %v, own %q, inherited %q\n", os.Getpid(), before, daemon.Detect(), own, inherited)
-	switch os.Args[2] {
-	case "again":
-		upstartMust(daemon.Ready())
-	case "serve":
-		select {}
-	}
-}
-
 // TestUpstartStartsTheJob has upstart's side of `expect stop` start the daemon
 // 500 times.
 func TestUpstartStartsTheJob(t *testing.T) {
+	testdaemon.Alone(t)
 	t.Setenv("GORACE", "atexit_sleep_ms=0") // or the fake init takes a second to exit
 	for _, test := range []struct {
 		name   string
@@ -316,8 +212,8 @@ func TestUpstartStartsTheJob(t *testing.T) {
 		{"setuid nobody", 25, []string{"0", "again"}, upstartSetuid},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			for range rounds(test.runs) {
-				cmd := program(t, "upstart-job", test.args...)
+			for range testdaemon.Rounds(test.runs) {
+				cmd := testdaemon.Program(t, "upstart-job", test.args...)
 				if test.stanza != nil {
 					cmd = test.stanza(t, cmd)
 				}
@@ -326,7 +222,7 @@ func TestUpstartStartsTheJob(t *testing.T) {
 			}
 		})
 	}
-	t.Run("respawn", func(t *testing.T) { respawnUpstartJob(t, program(t, "upstart-job", "1", "serve"), 100) })
+	t.Run("respawn", func(t *testing.T) { respawnUpstartJob(t, testdaemon.Program(t, "upstart-job", "1", "serve"), 100) })
 }
 
 // respawnUpstartJob has a job start, and crash once it has said its line,
@@ -340,7 +236,7 @@ func respawnUpstartJob(t *testing.T, cmd *exec.Cmd, runs int) {
 	said := bufio.NewReader(stdout)
 	job := daemontest.Upstart(t, cmd)
 	pids := map[int]bool{}
-	for run := range rounds(runs) {
+	for run := range testdaemon.Rounds(runs) {
 		if run > 0 {
 			job = job.Respawn(t.Context())
 		}
@@ -348,7 +244,7 @@ func respawnUpstartJob(t *testing.T, cmd *exec.Cmd, runs int) {
 			t.Errorf("process %d was there before", job.PID)
 		}
 		pids[job.PID] = true
-		stdout.(*os.File).SetReadDeadline(time.Now().Add(patience))
+		stdout.(*os.File).SetReadDeadline(time.Now().Add(testdaemon.Patience))
 		line, _ := said.ReadString('\n')
 		mustSayUpstart(t, job, line)
 		mustStopOnce(t, job)
@@ -378,7 +274,7 @@ func runUpstartJob(t *testing.T, cmd *exec.Cmd) (job *daemontest.Job, printed st
 	var output bytes.Buffer
 	cmd.Stdout = &output
 	job = daemontest.Upstart(t, cmd)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testdaemon.Patience)
 	defer cancel()
 	if got := job.Wait(ctx); unix.WaitStatus(got) != upstartSuccess {
 		t.Errorf("wait status %#x", got)
@@ -389,21 +285,14 @@ func runUpstartJob(t *testing.T, cmd *exec.Cmd) (job *daemontest.Job, printed st
 
 // upstartScript has a shell become the job.
 func upstartScript(_ *testing.T, cmd *exec.Cmd) *exec.Cmd {
-	return underShell(cmd, `umask 027; exec "$@"`)
+	return testdaemon.UnderShell(cmd, `umask 027; exec "$@"`)
 }
 
-// upstartSetuid makes the job nobody's, who may not enter the directory that
-// go test has put this binary into.
+// upstartSetuid makes the job nobody's.
 func upstartSetuid(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
 	t.Helper()
-	mustBeRoot(t)
-	binary, err := os.Open(cmd.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { binary.Close() })
-	cmd.Path, cmd.ExtraFiles = "/proc/self/fd/3", []*os.File{binary}
-	return asNobody(cmd)
+	testdaemon.MustBeRoot(t)
+	return testdaemon.AsNobody(t, cmd)
 }
 
 // A script that does not exec its daemon is the main process itself; the stop
@@ -416,7 +305,7 @@ func TestUpstartNeverAnswersAScriptThatDoesNotExec(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	job := underShell(program(t, "upstart-job", "0", "once"), `"$@" & echo $! >&3; wait`)
+	job := testdaemon.UnderShell(testdaemon.Program(t, "upstart-job", "0", "once"), `"$@" & echo $! >&3; wait`)
 	cmd := exec.CommandContext(ctx, job.Path, job.Args[1:]...)
 	cmd.Env, cmd.ExtraFiles = job.Env, []*os.File{w}
 
@@ -432,10 +321,10 @@ func TestUpstartNeverAnswersAScriptThatDoesNotExec(t *testing.T) {
 		t.Fatalf("%v; %s", err, <-init.happened)
 	}
 	stopped := func() bool {
-		s, _ := readStat(child)
-		return s.state == "T"
+		s, _ := testdaemon.ReadStat(child)
+		return s.State == "T"
 	}
-	waitUntil(t, "the stop", stopped)
+	testdaemon.WaitUntil(t, "the stop", stopped)
 	for range 50 {
 		if !stopped() {
 			t.Fatal("somebody has answered")
@@ -446,7 +335,7 @@ func TestUpstartNeverAnswersAScriptThatDoesNotExec(t *testing.T) {
 	if failure := <-init.happened; !strings.Contains(failure, "had not stopped itself") {
 		t.Errorf("upstart says %q", failure)
 	}
-	if s, err := readStat(child); err == nil {
+	if s, err := testdaemon.ReadStat(child); err == nil {
 		t.Errorf("the daemon is still there: %+v", s)
 	}
 }
@@ -462,30 +351,10 @@ func (f *upstartFailure) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
-// upstartVerbs says all there is to say.
-func upstartVerbs() {
-	for range 2 {
-		for _, err := range []error{
-			daemon.Notify(daemon.Status("working")),
-			daemon.Reloading(),
-			daemon.Ready(daemon.Status("ready"), daemon.MainPID(1)),
-			daemon.Stopping(),
-			daemon.Fail(unix.EIO),
-			daemon.Heartbeat(),
-			daemon.Barrier(context.Background()),
-			daemon.StoreFiles("name", os.Stdin),
-			daemon.RemoveFiles("name"),
-			daemon.Detach(),
-		} {
-			upstartMust(err)
-		}
-	}
-}
-
 func TestUpstartWinsWhereSystemdIsThereToo(t *testing.T) {
 	systemd := daemontest.Systemd(t)
 	// The fake upstart takes the variable away, but env(1) comes later.
-	cmd := wrap(program(t, "upstart-verbs"), "env", "NOTIFY_SOCKET="+systemd.Addr())
+	cmd := testdaemon.Wrap(testdaemon.Program(t, "upstart-verbs"), "env", "NOTIFY_SOCKET="+systemd.Addr())
 	runUpstartJob(t, cmd)
 
 	// Nothing has come before this.

@@ -18,7 +18,7 @@ func Heartbeat() error {
 }
 
 var (
-	heartbeatVerb = verb{own: []Field{{key: "WATCHDOG", text: "1"}}}
+	heartbeatVerb = verb{id: idHeartbeat, own: []Field{{key: "WATCHDOG", text: "1"}}}
 	complaintVerb = verb{isComplaint: true}
 	recoveryVerb  = verb{own: heartbeatVerb.own, status: &notifier.socket.said}
 )
