@@ -150,13 +150,16 @@ func (p *parent) run(cmd *exec.Cmd, do task, third *os.File) (pid int, err error
 	first, err := p.find(context.Background(), func(report) bool { return true })
 	switch {
 	case err == errEnded:
-		return 0, errors.New("the parent process has ended at once")
+		err = errors.New("the parent process has ended at once")
 	case err != nil:
-		return 0, fmt.Errorf("%s has not been executed%s", cmd.Path, because(err))
+		err = fmt.Errorf("%s has not been executed%s", cmd.Path, because(err))
 	case first.Event == hasNotStarted:
-		return 0, errors.New(first.Err)
+		err = errors.New(first.Err)
+	default:
+		return first.PID, nil
 	}
-	return first.PID, nil
+	p.end()
+	return 0, err
 }
 
 // start starts the parent process.
