@@ -89,7 +89,7 @@ func ExampleDetach() {
 }
 
 // Every daemon has a -f flag: for people who want to see its output, for
-// containers, and for supervisors that nothing tells it of.
+// containers, and for supervisors that a program does not recognize.
 func ExampleForeground() {
 	foreground := flag.Bool("f", false, "stay in the foreground")
 	flag.Parse()
