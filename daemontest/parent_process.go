@@ -268,7 +268,7 @@ func signalBelow(pid int, sig syscall.Signal) syscall.Errno {
 	if err == nil {
 		defer unix.Close(fd)
 	}
-	if err == unix.ESRCH || !slices.Contains(descendants(os.Getpid()), pid) {
+	if err == unix.ESRCH || !isBelow(pid, os.Getpid()) {
 		return unix.ESRCH
 	}
 	if err == nil {

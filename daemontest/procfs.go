@@ -82,3 +82,21 @@ func descendants(pid int) []int {
 	}
 	return found[1:]
 }
+
+// isBelow reports whether a process descends from another, also when one in
+// between ends meanwhile.
+func isBelow(pid, ancestor int) bool {
+	for range 100 {
+		p, err := readProcess(pid)
+		if err != nil {
+			return false
+		}
+		for err == nil && p.parent != ancestor && p.parent > 1 {
+			p, err = readProcess(p.parent)
+		}
+		if err == nil {
+			return p.parent == ancestor
+		}
+	}
+	return false
+}

@@ -362,7 +362,7 @@ func (s *service) follow(text string) {
 	pid, err := strconv.Atoi(text)
 	switch {
 	case err == nil && pid == s.main:
-	case err == nil && slices.Contains(s.parent.processes(), pid):
+	case err == nil && isBelow(pid, s.parent.cmd.Process.Pid):
 		s.main = pid
 	default:
 		s.t.Logf("daemontest: service %s: MAINPID=%s is no process of it: systemd ignores that", s.path, text)

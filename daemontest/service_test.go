@@ -531,9 +531,7 @@ func TestServicesStreamsAreThoseOfOSExec(t *testing.T) {
 		cmd := newCmd()
 		cmd.Stdout = &out
 		u := Service(ft, cmd)
-		if u.Output() != "err\n" {
-			t.Errorf("standard error %q", u.Output())
-		}
+		eventually(t, "its standard error is there", func() bool { return u.Output() == "err\n" })
 	})
 	if !strings.HasPrefix(out.String(), "out\nin\n") {
 		t.Errorf("standard output %q", out.String())
