@@ -36,6 +36,7 @@ type Supervised struct {
 	path    string
 	fd      int
 	pipe    *os.File
+	write   *os.File   // its other end
 	line    transcript // what has come through the pipe
 	began   time.Time
 	started int         // the pid, as the parent reports it
@@ -92,7 +93,8 @@ func (s *Supervised) start(t TB, cmd *exec.Cmd) error {
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	s.write = w
+	defer w.Close() // if it has not been started
 	c := *cmd
 	if c.Stdout == nil {
 		c.Stdout = s.printed
@@ -151,6 +153,7 @@ func (s *Supervised) reported(r *report) {
 	case r == nil:
 	case r.Event == hasStarted:
 		s.started = r.PID
+		s.write.Close() // it is the command's alone now
 	case r.Event == hasEnded && r.PID == s.started:
 		s.pipe.SetReadDeadline(time.Now())
 	}

@@ -35,7 +35,7 @@ func init() {
 	}
 	// Starts one command in each way and prints what that finds.
 	programs["start all"] = func() {
-		t := &fakeT{}
+		t := exitT{&fakeT{}}
 		for _, start := range []struct {
 			script string
 			do     func(*exec.Cmd)
@@ -58,6 +58,11 @@ func init() {
 		syscall.Exit(0)
 	}
 }
+
+// An exitT is the test of a program that has none.
+type exitT struct{ *fakeT }
+
+func (exitT) Fatalf(format string, args ...any) { must(fmt.Errorf(format, args...)) }
 
 func TestSignalsAreThoseOfALogin(t *testing.T) {
 	if strings.HasPrefix(runtime.GOARCH, "mips") {
