@@ -40,15 +40,18 @@ func newCheckedFD(fd int) checkedFD {
 	return checkedFD{fd, id}
 }
 
-// inherit returns a pipe or a socket that the environment names by its number,
-// and marks it close-on-exec. A number that is wrong, or forged, may stand for
-// any file: that file is left alone.
+// inherit returns a pipe or a socket, open for writing, that the environment
+// names by its number, and marks it close-on-exec. A number that is wrong, or
+// forged, may stand for any file: that file is left alone.
 func inherit(fd int) checkedFD {
 	var stat unix.Stat_t
 	if fd < 0 || unix.Fstat(fd, &stat) != nil {
 		return noFD
 	}
 	if kind := stat.Mode & unix.S_IFMT; kind != unix.S_IFIFO && kind != unix.S_IFSOCK {
+		return noFD
+	}
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_ACCMODE == unix.O_RDONLY {
 		return noFD
 	}
 	unix.CloseOnExec(fd)

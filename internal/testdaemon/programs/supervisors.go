@@ -1,0 +1,76 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+
+	"github.com/seed-10280e03/daemon"
+	"golang.org/x/sys/unix"
+)
+
+// Orders about who is there, and about the descriptor that it waits on.
+func init() {
+	orders["background"] = func(string) error { daemon.Background(); return nil }
+	orders["unset"] = func(string) error { daemon.UnsetEnvironment(); return nil }
+	orders["reload"] = func(string) error { return daemon.Reloading() }
+	orders["pid-file"] = func(path string) error {
+		return os.WriteFile(path, []byte(strconv.Itoa(os.Getpid())), 0o644)
+	}
+	orders["mount"] = func(path string) error { return unix.Mount("none", path, "tmpfs", 0, "") }
+	orders["open"] = open
+	orders["move"] = move
+	questions["parent"] = func() string { return strconv.Itoa(os.Getppid()) }
+	questions["session"] = func() string {
+		session, _ := unix.Getsid(0)
+		return strconv.Itoa(session)
+	}
+	questions["detect"] = func() string { return daemon.Detect().String() }
+	questions["child-files"] = childFiles
+}
+
+// open opens a file, "number path", as the descriptor of that number.
+func open(argument string) error {
+	number, path, _ := strings.Cut(argument, " ")
+	to, err := strconv.Atoi(number)
+	if err != nil {
+		return err
+	}
+	from, err := unix.Open(path, unix.O_RDWR|unix.O_APPEND|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return moveTo(from, to)
+}
+
+// move gives a descriptor, "from to", another number.
+func move(argument string) error {
+	var from, to int
+	if _, err := fmt.Sscan(argument, &from, &to); err != nil {
+		return err
+	}
+	return moveTo(from, to)
+}
+
+func moveTo(from, to int) error {
+	if from == to {
+		return nil
+	}
+	if err := unix.Dup3(from, to, 0); err != nil {
+		return err
+	}
+	return unix.Close(from)
+}
+
+// childFiles tells what files a child process has inherited.
+func childFiles() string {
+	out, err := exec.Command("sh", "-c", "readlink /proc/$$/fd/*").Output()
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
+}
