@@ -67,7 +67,7 @@ const (
 type order struct {
 	Number int // 1, 2 and so on
 	Do     action
-	PID    int            // toSignal: a process below the parent; toStart: the command's
+	PID    int            // toSignal: a process below the parent; toSignalAll: the main one; toStart: the command's
 	Signal syscall.Signal // toSignal, toSignalAll
 	Env    []string       // toStart, asSystemd
 	Files  int            // toStart, asSystemd: how many have been sent

@@ -224,8 +224,11 @@ func (f *family) carryOut(o order) syscall.Errno {
 	case toSignal:
 		return signalBelow(o.PID, o.Signal)
 	case toSignalAll:
+		signalBelow(o.PID, o.Signal)
 		for _, pid := range descendants(os.Getpid()) {
-			signalBelow(pid, o.Signal)
+			if pid != o.PID {
+				signalBelow(pid, o.Signal)
+			}
 		}
 	case toKill:
 		f.ending = unix.SIGKILL

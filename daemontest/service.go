@@ -552,8 +552,9 @@ func (u *Unit) stop(ctx context.Context) Stopped {
 		return Stopped{}
 	}
 	sent := time.Now()
-	u.service.parent.ask(order{Do: toSignalAll, Signal: unix.SIGTERM}) // an error: it has just ended
-	u.service.parent.ask(order{Do: toSignalAll, Signal: unix.SIGCONT})
+	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGCONT} {
+		u.service.parent.ask(order{Do: toSignalAll, PID: u.MainPID(), Signal: sig}) // an error: it has just ended
+	}
 	last, err := u.wait(ctx)
 	if err != nil {
 		u.service.fail("has not ended on SIGTERM"+because(err), u.Systemd.received())
