@@ -77,8 +77,6 @@
 package daemon
 
 import (
-	"os"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -91,24 +89,15 @@ const (
 	brief   = 5 * time.Second
 )
 
-// pid is this process's id, read once: MAINPID= needs no system call.
-var (
-	pid     = os.Getpid()
-	ownPID  = pid
-	pidText = strconv.Itoa(pid)
-)
-
 var (
 	readyVerb = verb{
 		own:     []Field{{key: "READY", text: "1"}},
 		status:  &notifier.socket.ready,
-		mainPID: &Field{key: "MAINPID", text: pidText},
-		id:      idReady,
 		isReady: true,
+		id:      idReady,
 	}
-	readyBehindVerb = verb{own: readyVerb.own, status: readyVerb.status, isReady: true, id: idReadyBehind} // a wrapper
-	stoppingVerb    = verb{own: []Field{{key: "STOPPING", text: "1"}}}
-	notifyVerb      = verb{}
+	stoppingVerb = verb{own: []Field{{key: "STOPPING", text: "1"}}}
+	notifyVerb   = verb{}
 )
 
 // Ready tells whatever started this process that it is ready to serve; call it
@@ -158,9 +147,13 @@ func Ready(fields ...Field) error {
 // nothing and returns nil; it waits at most 90 seconds for one that does not
 // read.
 func Reloading(fields ...Field) error {
-	own := []Field{{key: "RELOADING", text: "1"}}
-	if usec, ok := monotonic(); ok {
-		own = append(own, Field{key: "MONOTONIC_USEC", number: usec, numeric: true})
+	usec, ok := monotonic()
+	own := []Field{
+		{key: "RELOADING", text: "1"},
+		{key: "MONOTONIC_USEC", number: usec, numeric: true},
+	}
+	if !ok {
+		own = own[:1]
 	}
 	return notify(nil, patient, &verb{own: own}, fields)
 }
@@ -241,9 +234,6 @@ func Status(text string) Field { return Field{key: "STATUS", text: text} }
 // MainPID is the id of the process that the supervisor is to watch (MAINPID).
 // A pid below 1 is invalid.
 func MainPID(pid int) Field {
-	if pid == ownPID {
-		return Field{key: "MAINPID", text: pidText}
-	}
 	return integer("MAINPID", int64(pid), pid >= 1, rulePID)
 }
 

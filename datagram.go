@@ -92,11 +92,10 @@ func appendStatus(b []byte, status *Field, end int) []byte {
 
 // describe says what is wrong with a field.
 func (f *Field) describe() string {
-	value := strconv.Quote(f.text)
 	if f.numeric {
-		value = strconv.FormatInt(f.number, 10)
+		return f.key + "=" + strconv.FormatInt(f.number, 10) + ": " + rules[f.broken]
 	}
-	return strconv.Quote(f.key) + "=" + value + ": " + rules[f.broken]
+	return strconv.Quote(f.key) + "=" + strconv.Quote(f.text) + ": " + rules[f.broken]
 }
 
 // last returns the last of fields with this key, or else f.

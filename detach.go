@@ -5,7 +5,6 @@ package daemon
 import (
 	"errors"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -49,7 +48,7 @@ func init() {
 	var d daemonMark
 	switch value := takeMarker(); {
 	case value == "":
-	case parse(value, &l) && l.pid == pid:
+	case parse(value, &l) && l.pid == pid():
 		launch(l)
 	case parse(value, &d) && !startedByDaemonOf(d.launcher):
 		begin(d)
@@ -60,20 +59,17 @@ func init() {
 var atStart struct {
 	args, env   []string
 	program     string // the path that the kernel executed
-	programID   identity
 	supervisor  Supervisor
 	directory   string
 	directoryID identity
 	root        identity
-	parent      int
-	supervised  bool        // the parent is a supervisor that sets no variable
 	standard    [3]identity // of descriptors 0, 1 and 2; zero if closed
 	ignored     [len(keptSignals)]bool
 }
 
-// keptSignals are those that the Go runtime leaves ignored if the caller ignored
-// them, and that main may ignore or catch itself (see os/signal).
-var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT}
+// keptSignals are those that a Go program leaves ignored if its caller ignored
+// them: the runtime takes all others back (see os/signal).
+var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
 
 func keepStart() {
 	s := &atStart
@@ -84,16 +80,14 @@ func keepStart() {
 	s.env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
 	s.supervisor = Detect()
 	s.program = executedPath()
-	s.programID, _ = identifyPath(s.program)
 	s.directory = workingDirectory()
 	s.directoryID, _ = identifyPath(".")
 	s.root, _ = identifyPath("/")
-	keepParent()
 	for fd := range s.standard {
 		s.standard[fd], _ = identify(fd)
 	}
 	for i, sig := range keptSignals {
-		s.ignored[i] = signal.Ignored(sig)
+		s.ignored[i] = isIgnored(sig)
 	}
 }
 
@@ -188,13 +182,13 @@ func replace(verb string) error {
 	// inherit what is passed on.
 	syscall.ForkLock.Lock()
 	defer syscall.ForkLock.Unlock()
-	takeBack, err := passFilesOn()
-	if err != nil {
-		return failed(strings.TrimSuffix(operation, ": "), atStart.args[0], err)
+	takeBack, missing := passFilesOn()
+	if missing != "" {
+		return failed(operation+"pass on", missing, os.ErrClosed)
 	}
 	blocked, restore := prepareExec()
 	m := launcherMark{
-		pid: pid, blocked: blocked, replaced: replacedStandard(),
+		pid: pid(), blocked: blocked, replaced: replacedStandard(),
 		verb: verb, name: commandName(), directory: directory,
 	}
 	var limit unix.Rlimit // which Exec sets back to the caller's
@@ -282,19 +276,19 @@ func parse(value string, m mark) bool {
 }
 
 // takeMarker removes the marker from the environment and returns what it says to
-// this copy of the package. A setuid program takes no orders from its caller's
-// environment.
+// this copy of the package. What is for another copy stays for that one's init. A
+// setuid program takes no orders from its caller's environment.
 func takeMarker() string {
 	value, marked := os.LookupEnv(marker)
 	if !marked {
 		return ""
 	}
-	value, ours := strings.CutPrefix(value, packagePath()+":")
-	if !ours {
-		return "" // another copy's init takes it
+	path, value, _ := strings.Cut(value, ":")
+	if path != packagePath() && (parse(value, &launcherMark{}) || parse(value, &daemonMark{})) {
+		return ""
 	}
 	os.Unsetenv(marker)
-	if secure() {
+	if secure() || path != packagePath() {
 		return ""
 	}
 	return value

@@ -29,9 +29,10 @@ func (m *daemonMark) parts() (string, []*int, []*string) {
 // initializer of another package in the daemon has started it. A daemon that has
 // lost its launcher has no launcher among its ancestors.
 func startedByDaemonOf(launcher int) bool {
-	for ancestor := atStart.parent; ancestor > 1; ancestor = parentOf(ancestor) {
+	parent := unix.Getppid()
+	for ancestor := parent; ancestor > 1; ancestor = parentOf(ancestor) {
 		if ancestor == launcher {
-			return ancestor != atStart.parent
+			return ancestor != parent
 		}
 	}
 	return false
@@ -68,7 +69,7 @@ func begin(m daemonMark) {
 	d := &detached
 	d.isDaemon, d.launcher, d.replaced = true, m.launcher, m.replaced
 	d.pipe, d.null = noFD, noFD
-	if atStart.parent != m.launcher {
+	if unix.Getppid() != m.launcher {
 		return // it is gone, and the marker says nothing of this process
 	}
 	if m.pipe > 2 {
@@ -80,12 +81,12 @@ func begin(m daemonMark) {
 	setName(m.name)
 	own := strconv.Itoa(m.launcher)
 	if os.Getenv("LISTEN_PID") == own {
-		os.Setenv("LISTEN_PID", pidText)
+		os.Setenv("LISTEN_PID", strconv.Itoa(pid()))
 		os.Unsetenv("LISTEN_PIDFDID")
 		keepPassed()
 	}
 	if os.Getenv("WATCHDOG_PID") == own {
-		os.Setenv("WATCHDOG_PID", pidText)
+		os.Setenv("WATCHDOG_PID", strconv.Itoa(pid()))
 	}
 }
 
@@ -161,7 +162,7 @@ func leaveTerminal() error {
 	}
 	defer unix.Close(null)
 	if err := newSession(); err != nil {
-		return failed("detach: setsid", "process "+pidText, err)
+		return failed("detach: setsid", "process "+strconv.Itoa(pid()), err)
 	}
 	for fd, then := range atStart.standard {
 		now, err := identify(fd)
@@ -178,11 +179,11 @@ func leaveTerminal() error {
 // newSession makes this process the leader of a session, unless it is one: main
 // has called setsid(2), or a Ready that failed after that.
 func newSession() error {
-	if session, err := unix.Getsid(0); err == nil && session == pid {
+	if session, err := unix.Getsid(0); err == nil && session == pid() {
 		return nil
 	}
 	// The leader of a process group cannot have a session: it joins the launcher's.
-	if group, err := unix.Getpgid(0); err == nil && group == pid {
+	if group, err := unix.Getpgid(0); err == nil && group == pid() {
 		group, err := launchersGroup()
 		if err != nil {
 			return err

@@ -58,6 +58,23 @@ func supervisor() (who Supervisor, value string) {
 	return None, ""
 }
 
+// pid returns this process's id. A notification takes no system call for it.
+func pid() int {
+	if known := knownPID.Load(); known != 0 {
+		return int(known)
+	}
+	knownPID.Store(int64(os.Getpid()))
+	return pid()
+}
+
+var knownPID atomic.Int64
+
+// namesPID reports whether a variable's value is this process's id.
+func namesPID(value string) bool {
+	n, err := strconv.Atoi(value)
+	return err == nil && n == pid()
+}
+
 // UnsetEnvironment removes NOTIFY_SOCKET, NOTIFY_FD, UPSTART_JOB, WATCHDOG_USEC,
 // WATCHDOG_PID, LISTEN_FDS, LISTEN_PID, LISTEN_PIDFDID and LISTEN_FDNAMES from
 // the environment, so that child processes do not inherit them (what

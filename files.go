@@ -21,19 +21,24 @@ const firstPassed = 3
 // passed are the descriptors that the supervisor passed, from firstPassed up.
 var passed struct {
 	sync.Mutex
-	atStart []checkedFD
+	atStart []passedFD
 	files   []*os.File
+}
+
+type passedFD struct {
+	checkedFD
+	name string
 }
 
 // keepPassed runs before main, when the descriptors are there for certain.
 func keepPassed() {
-	count, _ := passedFiles()
+	count, names := passedFiles()
 	for i := range count {
 		fd := newCheckedFD(firstPassed + i)
 		if fd == noFD {
 			break
 		}
-		passed.atStart = append(passed.atStart, fd)
+		passed.atStart = append(passed.atStart, passedFD{fd, nameOf(i, names)})
 	}
 }
 
@@ -66,18 +71,21 @@ func takeFiles() (files []*os.File) {
 			break
 		}
 		unix.CloseOnExec(int(fd))
-		name := "unknown"
-		if i < len(names) {
-			name = names[i]
-		}
-		files = append(files, os.NewFile(fd, name))
+		files = append(files, os.NewFile(fd, nameOf(i, names)))
 	}
 	return files
 }
 
+func nameOf(i int, names []string) string {
+	if i < len(names) {
+		return names[i]
+	}
+	return "unknown"
+}
+
 // passedFiles parses what the environment says of descriptors for this process.
 func passedFiles() (count int, names []string) {
-	if getenv("LISTEN_PID") != strconv.Itoa(pid) {
+	if !namesPID(getenv("LISTEN_PID")) {
 		return 0, nil
 	}
 	count, err := strconv.Atoi(getenv("LISTEN_FDS"))
@@ -93,8 +101,8 @@ func passedFiles() (count int, names []string) {
 // passFilesOn has the program that is executed next inherit what the supervisor
 // passed, whoever has marked it close-on-exec. A descriptor that was closed, or
 // moved to another number, would be missing there: that is an error.
-func passFilesOn() (takeBack func(), err error) {
-	var closed []checkedFD
+func passFilesOn() (takeBack func(), missing string) {
+	var closed []passedFD
 	takeBack = func() {
 		for _, c := range closed {
 			unix.CloseOnExec(c.fd)
@@ -104,14 +112,14 @@ func passFilesOn() (takeBack func(), err error) {
 		flags, _ := unix.FcntlInt(uintptr(c.fd), unix.F_GETFD, 0)
 		if !c.valid() {
 			takeBack()
-			return nil, failed("pass on", "descriptor "+strconv.Itoa(c.fd), unix.EBADF)
+			return nil, c.name
 		}
 		if flags&unix.FD_CLOEXEC != 0 {
 			_, _ = unix.FcntlInt(uintptr(c.fd), unix.F_SETFD, 0)
 			closed = append(closed, c)
 		}
 	}
-	return takeBack, nil
+	return takeBack, ""
 }
 
 // maxRights is how many descriptors one message carries (SCM_MAX_FD of

@@ -42,28 +42,30 @@ func staysInForeground() bool {
 	case back:
 		return false
 	}
-	return pid == 1 || atStart.parent == 0 || // a parent outside of the PID namespace
-		inSessionOfPID1() || startedByPID1() || executedBySystemd() || atStart.supervised
+	parent := unix.Getppid()
+	if startedBySupervisor(parent) {
+		return true
+	}
+	parent = unix.Getppid()             // start-stop-daemon may have gone meanwhile
+	return pid() == 1 || parent == 0 || // outside of the PID namespace
+		inSessionOfPID1() || parent == 1 && startedByPID1() || executedBySystemd()
 }
 
 // inSessionOfPID1 reports whether this is a container whose entry point is a
-// script, or an init that gives its children no session of their own. systemd
-// gives none to mount(8), whose helpers must go into the background.
+// script, or an init that gives its children no session of their own.
 func inSessionOfPID1() bool {
 	own, err := unix.Getsid(0)
 	first, err1 := unix.Getsid(1)
-	return err == nil && err1 == nil && own == first && readFile("/proc/1/comm") != "systemd\n"
+	return err == nil && err1 == nil && own == first
 }
 
 // startedByPID1 tells a child of PID 1 from an orphan that it inherited, such as
 // that of `sh -c 'd &'`. What PID 1 starts leads a session, or is in PID 1's own.
-// An orphan is in its shell's, and has that shell's terminal or pipes.
+// An orphan is in its shell's, and has that shell's terminal or pipes. That of
+// `start-stop-daemon --background` has /dev/null, and is to stay.
 func startedByPID1() bool {
-	if atStart.parent != 1 {
-		return false
-	}
 	session, err := unix.Getsid(0)
-	return err != nil || session == pid || !slices.ContainsFunc([]int{0, 1, 2}, isTerminalOrPipe)
+	return err != nil || session == pid() || !slices.ContainsFunc([]int{0, 1, 2}, isTerminalOrPipe)
 }
 
 func isTerminalOrPipe(fd int) bool {
@@ -78,7 +80,7 @@ func isTerminalOrPipe(fd int) bool {
 // executedBySystemd also notices a SYSTEMD_EXEC_PID that main has removed since
 // (systemd.exec(5)).
 func executedBySystemd() bool {
-	return getenv("SYSTEMD_EXEC_PID") == pidText || slices.Contains(atStart.env, "SYSTEMD_EXEC_PID="+pidText)
+	return namesPID(getenv("SYSTEMD_EXEC_PID")) || slices.Contains(atStart.env, "SYSTEMD_EXEC_PID="+strconv.Itoa(pid()))
 }
 
 // silentSupervisors are those that set no variable to go by, as the kernel
@@ -87,31 +89,20 @@ var silentSupervisors = []string{
 	"runsv", "s6-supervise", "supervise", "supervisord", "supervise-daemo", "dinit",
 }
 
-// keepParent runs before main: start-stop-daemon has often gone when Ready asks,
-// and may go at this very moment.
-func keepParent() {
-	for {
-		atStart.parent = unix.Getppid()
-		atStart.supervised = isSupervisor(atStart.parent)
-		if unix.Getppid() == atStart.parent {
-			return
-		}
-	}
-}
-
-// isSupervisor reports whether a process starts programs that must not leave.
-func isSupervisor(pid int) bool {
-	directory := "/proc/" + strconv.Itoa(pid)
+// startedBySupervisor reports whether the parent is a supervisor that would
+// start the program over and over if it left, or keeps its pid.
+func startedBySupervisor(parent int) bool {
+	directory := "/proc/" + strconv.Itoa(parent)
 	name := strings.TrimSuffix(readFile(directory+"/comm"), "\n")
 	if name == "start-stop-daem" {
-		arguments, _, _ := strings.Cut(readFile(directory+"/cmdline"), "\x00--\x00")
-		return slices.ContainsFunc(strings.Split(arguments, "\x00"), isBackgroundOption)
+		own, _, _ := strings.Cut(readFile(directory+"/cmdline"), "\x00--\x00")
+		return slices.ContainsFunc(strings.Split(own, "\x00"), isBackgroundOption)
 	}
 	return slices.Contains(silentSupervisors, name)
 }
 
 // isBackgroundOption recognizes the option with which start-stop-daemon(8) sends
-// a program into the background, and keeps its pid. -Sbm is three in one.
+// a program into the background. -Sbm is three in one.
 func isBackgroundOption(argument string) bool {
 	letters, short := strings.CutPrefix(argument, "-")
 	return argument == "--background" || short && strings.Contains(letters, "b") && strings.Trim(letters, "Sbmoqtv") == ""

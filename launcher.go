@@ -92,7 +92,7 @@ func startDaemon(m launcherMark, w int) (child int) {
 	defer unix.Close(pipe)
 	_, err = unix.FcntlInt(uintptr(pipe), unix.F_SETFD, 0)
 	exitOn("pass on", "pipe", err)
-	mark := daemonMark{launcher: pid, pipe: pipe, replaced: m.replaced, name: m.name}
+	mark := daemonMark{launcher: pid(), pipe: pipe, replaced: m.replaced, name: m.name}
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
 		Env:   append(atStart.env, format(&mark)),
 		Files: []uintptr{0, 1, 2},

@@ -30,7 +30,7 @@ type verbID uint8
 
 const (
 	idReady verbID = 1 + iota
-	idReadyBehind
+	idReadyMain
 	idHeartbeat
 )
 
@@ -60,13 +60,15 @@ func notify(done <-chan struct{}, limit time.Duration, v *verb, fields []Field) 
 // the wrapper, which is its child, for a process that is not, and lose the exit
 // status. In another PID namespace the number is a stranger's.
 func sendReady(address string, fields []Field) error {
-	v := &readyVerb
-	if last("MAINPID", nil, fields) == nil {
-		if started := getenv("SYSTEMD_EXEC_PID"); pid == 1 || started != "" && started != pidText {
-			v = &readyBehindVerb
+	v := readyVerb
+	if last("MAINPID", nil, fields) == nil { // or else the caller says it
+		started := getenv("SYSTEMD_EXEC_PID")
+		if pid() != 1 && (started == "" || namesPID(started)) {
+			v.mainPID = &Field{key: "MAINPID", number: int64(pid()), numeric: true}
+			v.id = idReadyMain
 		}
 	}
-	return send(nil, patient, address, v, fields, nil)
+	return send(nil, patient, address, &v, fields, nil)
 }
 
 // send sends one datagram to address, with descriptors attached. If the queue is

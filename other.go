@@ -27,7 +27,7 @@ type verb struct {
 
 const (
 	idReady = iota
-	idReadyBehind
+	idReadyMain
 	idHeartbeat
 )
 

@@ -35,7 +35,7 @@ func monotonic() (usec int64, ok bool) {
 func raise(signal unix.Signal) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	return unix.Tgkill(pid, unix.Gettid(), signal)
+	return unix.Tgkill(pid(), unix.Gettid(), signal)
 }
 
 // duplicateTo makes descriptor to another name of from.
@@ -144,10 +144,7 @@ func program() (path string, err error) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(atStart.directory, path)
 	}
-	id, err := identifyPath(path)
-	if err == nil && id != atStart.programID {
-		err = unix.ESTALE
-	}
+	_, err = identifyPath(path)
 	return path, err
 }
 
@@ -191,6 +188,16 @@ func setAction(signal unix.Signal, action uintptr) (old sigaction) {
 	}
 	rtSigaction(signal, &changed, &old)
 	return old
+}
+
+// isIgnored is what signal.Ignored does not know of all signals.
+func isIgnored(signal unix.Signal) bool {
+	var action sigaction
+	rtSigaction(signal, nil, &action)
+	if mips {
+		return action[1] == ignoreAction
+	}
+	return action[0] == ignoreAction
 }
 
 func rtSigaction(signal unix.Signal, changed, old *sigaction) {

@@ -5,6 +5,7 @@ package daemon
 import (
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -29,7 +30,7 @@ func monotonic() (usec int64, ok bool) { return 0, false }
 
 // raise may return before the signal is delivered: only upstart, on Linux,
 // asks for more.
-func raise(signal unix.Signal) error { return unix.Kill(pid, signal) }
+func raise(signal unix.Signal) error { return unix.Kill(pid(), signal) }
 
 func duplicateTo(from, to int) error { return unix.Dup2(from, to) }
 
@@ -40,6 +41,8 @@ func secure() bool {
 func prepareExec() (blocked int, restore func()) { return 0, func() {} }
 
 func unblock(int) {}
+
+func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
 
 // dieOf returns: the launcher exits with 128+n.
 func dieOf(unix.Signal) {}
@@ -96,10 +99,7 @@ func executedPath() string {
 }
 
 func program() (path string, err error) {
-	id, err := identifyPath(atStart.program)
-	if err == nil && id != atStart.programID {
-		err = unix.ESTALE
-	}
+	_, err = identifyPath(atStart.program)
 	return atStart.program, err
 }
 

@@ -23,7 +23,7 @@ func stopOnce() error {
 	if stopped.done {
 		return nil
 	}
-	if pid == 1 { // see kill(2)
+	if pid() == 1 { // see kill(2)
 		return failed("raise SIGSTOP", "as PID 1 of a namespace", unix.EPERM)
 	}
 	if err := checkProgram("unset UPSTART_JOB"); err != nil {

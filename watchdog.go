@@ -44,7 +44,7 @@ func WatchdogTimeout() (time.Duration, error) {
 		if err != nil || watched <= 0 || value[0] == '+' {
 			return 0, &os.PathError{Op: "daemon: parse WATCHDOG_PID", Path: strconv.Quote(value), Err: syscall.EINVAL}
 		}
-		if int(watched) != pid {
+		if int(watched) != pid() {
 			return 0, nil
 		}
 	}
