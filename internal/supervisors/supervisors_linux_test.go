@@ -41,6 +41,8 @@ func newService(t *testing.T, line *testdaemon.Line, script string) *service {
 func (s *service) write(name, text string) (path string) {
 	s.T.Helper()
 	path = filepath.Join(s.dir, name)
+	syscall.ForkLock.RLock() // a child that has it open for writing would make it busy
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte(withPuppet(s.Line, text)), 0o755); err != nil {
 		s.Fatal(err)
 	}
