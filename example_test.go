@@ -4,6 +4,7 @@ package daemon_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -49,6 +50,105 @@ func Example() {
 	if err := server.Shutdown(context.Background()); err != nil { // returns when they are finished
 		log.Fatal(err)
 	}
+}
+
+// One call, whoever has started the program. Before it comes all that may fail,
+// so that whoever waits is told.
+func ExampleReady() {
+	listener, err := net.Listen("tcp", "localhost:8080")
+	if err != nil {
+		daemon.Fail(err) // what systemctl status shows
+		log.Fatal(err)   // what a shell prints, with exit status 1
+	}
+	status := daemon.Status("serving on " + listener.Addr().String())
+	if err := daemon.Ready(status); err != nil {
+		log.Fatal(err)
+	}
+	http.Serve(listener, nil)
+}
+
+// After Detach all that main does happens once, in the daemon. What it prints
+// goes to the caller's terminal until Ready, and a passphrase is read there.
+func ExampleDetach() {
+	config := flag.String("config", "/etc/mydaemon.conf", "the configuration")
+	flag.Parse() // before Detach: -h is for the caller
+	if err := daemon.Detach(); err != nil {
+		log.Fatal(err)
+	}
+
+	lock, err := os.OpenFile(*config+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	if err != nil {
+		log.Fatal(err) // the caller sees it, and exit status 1
+	}
+	if err := daemon.Ready(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// Every daemon has a -f flag: for people who want to see its output, for
+// containers, and for supervisors that a program does not recognize.
+func ExampleForeground() {
+	foreground := flag.Bool("f", false, "stay in the foreground")
+	flag.Parse()
+	if *foreground {
+		daemon.Foreground()
+	}
+	if err := daemon.Ready(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// A program with users whose units say Type=forking keeps the flag by which it
+// has always gone into the background.
+func ExampleBackground() {
+	background := flag.Bool("daemon", false, "go into the background")
+	flag.Parse()
+	if *background {
+		daemon.Background()
+	} else {
+		daemon.Foreground()
+	}
+	if err := daemon.Ready(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// What goes on after Stopping may take until the supervisor loses patience
+// (TimeoutStopSec=).
+func ExampleStopping() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	var server http.Server
+	go server.ListenAndServe()
+
+	<-ctx.Done()
+	// An error is no reason to stop in another way.
+	if err := daemon.Stopping(daemon.Status("finishing requests")); err != nil {
+		log.Print(err)
+	}
+	server.Shutdown(context.Background())
+}
+
+// A listener that is stored is passed to the service's next process: who
+// connects during a restart waits and is not refused. The unit needs
+// FileDescriptorStoreMax=1.
+func ExampleStoreFiles() {
+	listener, err := net.Listen("tcp", "localhost:8080")
+	if err != nil {
+		log.Fatal(err)
+	}
+	file, err := listener.(*net.TCPListener).File()
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := daemon.StoreFiles("http", file); err != nil {
+		log.Print(err) // a restart refuses connections then, no more
+	}
+	file.Close()
+	// The next process finds it as the example of Files does.
 }
 
 // With Type=notify-reload, systemd sends SIGHUP and waits for both calls.

@@ -1,12 +1,15 @@
 //go:build linux
 
-// Bench measures this package beside its peers: what a notification costs over
-// the bare system call, what the package adds to a binary, and how long a
-// detach takes. It prints Markdown tables, and then which of the project's
-// figures it met on this machine. See README.md for how to read them.
+// Bench measures this package beside its peers: how long the first notification
+// of a process takes, what importing the package adds to a start, what a
+// notification costs over the bare system call, what the package adds to a
+// binary, and how long a detach takes. It prints Markdown tables, and then which
+// of the project's figures it met on this machine. See README.md for how to read
+// them.
 package main
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,9 +21,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+type measurement struct {
+	name, title string
+	print       func(directory string)
+}
+
+var measurements = []measurement{
+	{"first", "First notification", firsts},
+	{"start", "Start", starts},
+	{"notify", "Notifications", notifications},
+	{"size", "Size", sizes},
+	{"detach", "Detaching", detaches},
+}
+
 func main() {
-	// None but this program's own receiver is told anything.
-	for _, key := range []string{"UPSTART_JOB", "NOTIFY_SOCKET"} {
+	only := flag.String("only", "", "print just this `table`: first, start, notify, size or detach")
+	flag.Parse()
+	if *only != "" && !slices.ContainsFunc(measurements, func(m measurement) bool { return m.name == *only }) {
+		flag.Usage()
+		os.Exit(2)
+	}
+	// No supervisor is told anything, only this program's own receivers.
+	for _, key := range []string{"UPSTART_JOB", "NOTIFY_SOCKET", "NOTIFY_FD", "SYSTEMD_EXEC_PID"} {
 		os.Unsetenv(key)
 	}
 	directory, err := os.MkdirTemp("", "bench")
@@ -28,10 +50,13 @@ func main() {
 	defer os.RemoveAll(directory)
 	build(directory)
 
-	fmt.Printf("%s\n\n", machine())
-	notifications(directory)
-	sizes(directory)
-	detaches(directory)
+	fmt.Printf("%s.\n\n", machine())
+	for _, m := range measurements {
+		if *only == "" || *only == m.name {
+			fmt.Printf("**%s**\n\n", m.title)
+			m.print(directory)
+		}
+	}
 	printVerdicts()
 }
 
@@ -72,11 +97,11 @@ var verdicts []string
 // want notes whether a figure has been reached; the exit status stays 0, since
 // a busy machine proves nothing.
 func want(met bool, format string, args ...any) {
-	word := "met:   "
+	word := "met"
 	if !met {
-		word = "MISSED:"
+		word = "MISSED"
 	}
-	verdicts = append(verdicts, word+" "+fmt.Sprintf(format, args...))
+	verdicts = append(verdicts, "- "+word+": "+fmt.Sprintf(format, args...))
 }
 
 func printVerdicts() {
@@ -85,8 +110,11 @@ func printVerdicts() {
 	}
 }
 
-func median[T float64 | int64](samples []T) T {
-	return slices.Sorted(slices.Values(samples))[len(samples)/2]
+func median[T float64 | int64](samples []T) T { return quantile(samples, 0.5) }
+
+// quantile returns the sample that the fraction q of the samples is below.
+func quantile[T float64 | int64](samples []T, q float64) T {
+	return slices.Sorted(slices.Values(samples))[int(q*float64(len(samples)))]
 }
 
 // check panics, so that what main has deferred is done.

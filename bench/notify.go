@@ -51,9 +51,9 @@ func notifications(directory string) {
 		limit: 1.10,
 	}, {
 		name:  "Ready(Status, MainPID)",
-		bytes: fmt.Sprintf("READY=1\nSTATUS=serving on :8080\nMAINPID=%d\n", pid),
-		own:   func() error { return daemon.Ready(daemon.Status("serving on :8080"), daemon.MainPID(pid)) },
-		limit: 1.10,
+		bytes: fmt.Sprintf("READY=1\nSTATUS=ready\nMAINPID=%d\n", pid),
+		// The same status as Ready's: a Ready without one says the last again.
+		own: func() error { return daemon.Ready(daemon.Status("ready"), daemon.MainPID(pid)) },
 	}, {
 		name:  "Heartbeat()",
 		bytes: "WATCHDOG=1\n",
@@ -73,7 +73,8 @@ func notifications(directory string) {
 		m.ways = waysOf(m, receiver.address)
 		contestants = append(contestants, m.ways...)
 		for _, w := range m.ways {
-			receiver.verify(w, m.bytes)
+			check(w.call())
+			receiver.expect(w.name, m.bytes)
 			w.allocs = testing.AllocsPerRun(100, func() { check(w.call()); receiver.drain() })
 		}
 	}
@@ -139,12 +140,11 @@ func report(messages []*message, burst int, loop int64) {
 			rows = append(rows, []string{w.name, fmt.Sprintf("%.0f", ns), fmt.Sprintf("%+.0f", ns-bare),
 				fmt.Sprintf("%.3f", ns/bare), fmt.Sprint(w.allocs)})
 		}
-		if m.limit == 0 {
-			continue
-		}
 		ns, allocs := m.ways[2].nanoseconds(burst, loop), m.ways[2].allocs
 		mdlayher, goSystemd := m.ways[3].nanoseconds(burst, loop), m.ways[4].nanoseconds(burst, loop)
-		want(ns <= m.limit*bare, "%s costs at most %.2f bare sends: %.3f", m.name, m.limit, ns/bare)
+		if m.limit != 0 {
+			want(ns <= m.limit*bare, "%s costs at most %.2f bare sends: %.3f", m.name, m.limit, ns/bare)
+		}
 		want(allocs == 0, "%s allocates nothing: %v", m.name, allocs)
 		want(ns <= mdlayher, "%s is no slower than mdlayher/sdnotify: %.2f times as fast", m.name, mdlayher/ns)
 		want(goSystemd >= 5*ns, "%s is at least 5 times as fast as go-systemd: %.1f", m.name, goSystemd/ns)
@@ -198,12 +198,11 @@ func (r *receiver) drain() (count int) {
 	}
 }
 
-// verify stops an unfair comparison: all ways send the same bytes.
-func (r *receiver) verify(w *way, bytes string) {
-	check(w.call())
+// expect stops an unfair comparison: all ways send the same bytes.
+func (r *receiver) expect(way, bytes string) {
 	n, err := unix.Read(r.fd, r.buffer[:])
 	check(err)
 	if got := string(r.buffer[:n]); got != bytes {
-		panic(fmt.Sprintf("%s sent %q, not %q", w.name, got, bytes))
+		panic(fmt.Sprintf("%s sent %q, not %q", way, got, bytes))
 	}
 }

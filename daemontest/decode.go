@@ -19,7 +19,7 @@ const maxDatagram = 4096
 // those it looks for by their key, they count wherever they stand.
 var switches = []string{"READY=1", "RELOADING=1", "STOPPING=1", "FDSTORE=1", "FDSTOREREMOVE=1", "FDPOLL=0"}
 
-// Decode says what systemd reads in a notification, with the rules of its
+// Decode returns what systemd reads in a notification, by the rules of its
 // manager (systemd 252, src/core/manager.c and service.c):
 //
 //   - Fields are separated by newlines or carriage returns. A backslash is an

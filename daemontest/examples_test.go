@@ -3,15 +3,15 @@
 package daemontest_test
 
 import (
-	"flag"
-	"log"
+	"net"
 	"os"
-	"os/signal"
+	"os/exec"
 	"path/filepath"
-	"syscall"
+	"strings"
 	"testing"
 
 	"github.com/seed-10280e03/daemon"
+	"github.com/seed-10280e03/daemon/daemontest"
 )
 
 // What the examples take for granted. It is not in their file, or pkg.go.dev
@@ -21,21 +21,42 @@ var (
 	mydaemon string // a path
 )
 
+// build is what the package documentation has in its TestMain.
+func build(test *testing.T) {
+	test.Helper()
+	mydaemon = filepath.Join(test.TempDir(), "mydaemon")
+	out, err := exec.Command("go", "build", "-o", mydaemon, "./testdata/mydaemon").CombinedOutput()
+	if err != nil {
+		test.Fatalf("go build: %v\n%s", err, out)
+	}
+}
+
+// freePort returns a TCP port that is free for now.
+func freePort() string {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	_, port, _ := net.SplitHostPort(listener.Addr().String())
+	return port
+}
+
 // TestExamples runs the examples as what they are, bodies of tests.
 func TestExamples(test *testing.T) {
-	exe, err := os.Executable()
-	if err != nil {
-		test.Fatal(err)
-	}
-	mydaemon = filepath.Join(test.TempDir(), "mydaemon")
-	if err := os.Symlink(exe, mydaemon); err != nil {
-		test.Fatal(err)
-	}
+	build(test)
 	for name, example := range map[string]func(){
-		"Systemd":       ExampleSystemd,
-		"Upstart":       ExampleUpstart,
-		"Shell":         ExampleShell,
-		"Shell_failure": ExampleShell_failure,
+		"Service":                  ExampleService,
+		"Service_socketActivation": ExampleService_socketActivation,
+		"StartService":             ExampleStartService,
+		"Unit_Reload":              ExampleUnit_Reload,
+		"Unit_Restart":             ExampleUnit_Restart,
+		"Unit_MissedBeat":          ExampleUnit_MissedBeat,
+		"Systemd":                  ExampleSystemd,
+		"NotifyFD":                 ExampleNotifyFD,
+		"Upstart":                  ExampleUpstart,
+		"Shell":                    ExampleShell,
+		"Shell_failure":            ExampleShell_failure,
 	} {
 		test.Run(name, func(test *testing.T) {
 			t = test
@@ -44,23 +65,26 @@ func TestExamples(test *testing.T) {
 	}
 }
 
-// By this name the test binary is mydaemon.
-func init() {
-	if filepath.Base(os.Args[0]) == "mydaemon" {
-		serve()
-		syscall.Exit(0) // os.Exit takes a second under the race detector
+// What the daemon of a test has remembered is no later test's supervisor.
+func TestSupervisorIsForgottenWithItsTest(test *testing.T) {
+	os.Unsetenv("NOTIFY_SOCKET")
+	test.Run("first", func(test *testing.T) {
+		daemontest.Systemd(test)
+		test.Setenv("WATCHDOG_USEC", "1000000")
+		daemon.UnsetEnvironment()
+		if daemon.Detect() != daemon.Systemd {
+			test.Error("it is forgotten too early")
+		}
+	})
+	if who := daemon.Detect(); who != daemon.None {
+		test.Errorf("the supervisor is %v", who)
 	}
-}
-
-// serve is mydaemon's main.
-func serve() {
-	status := flag.String("status", "ready", "what to tell systemd")
-	flag.CommandLine.Parse(os.Args[1:])
-	terminate := make(chan os.Signal, 1)
-	signal.Notify(terminate, syscall.SIGTERM)
-	if err := daemon.Ready(daemon.Status(*status)); err != nil {
-		log.Fatal(err)
+	if timeout, err := daemon.WatchdogTimeout(); timeout != 0 || err != nil {
+		test.Errorf("the watchdog is at %v, %v", timeout, err)
 	}
-	<-terminate
-	daemon.Stopping()
+	for _, entry := range os.Environ() {
+		if strings.HasPrefix(entry, "NOTIFY_") {
+			test.Errorf("%s is set", entry)
+		}
+	}
 }

@@ -30,22 +30,27 @@ type parent struct {
 	orders    *os.File  // once it is closed, the parent ends everything
 	send      *gob.Encoder
 	reports   record[report]
-	asked     atomic.Int64 // orders
+	heard     func(*report)
+	told      atomic.Int64 // orders
 	cancelled atomic.Bool  // the context of the test's command has ended
 	once      sync.Once
 }
 
 // A task is what a parent is asked to do: the first thing that it reads.
 type task struct {
-	Role   role
-	Path   string
-	Args   []string
-	Env    []string
-	Dir    string
-	Attr   syscall.SysProcAttr
-	Files  int // how many descriptors the command gets beside the standard three
-	Grace  time.Duration
-	Prompt []byte // asShell: written to the terminal when the command has ended
+	Role  role
+	Path  string
+	Args  []string
+	Env   []string
+	Dir   string
+	Attr  syscall.SysProcAttr
+	Files int // how many descriptors the command gets beside the standard three
+	Grace time.Duration
+
+	// What is written, to which descriptor, when the command has ended: by a
+	// shell, and by systemd after toKill.
+	Prompt   []byte
+	PromptFD int
 }
 
 // A role is whom the parent stands in for.
@@ -54,17 +59,30 @@ type role int
 const (
 	asInit role = iota
 	asShell
+	asSystemd
+	asDescriptor
 )
 
-// An order is what a parent is asked for later: to send Signal to PID, which
-// is a child of it, or, where PID is 0, to continue the command in the
-// foreground of the terminal.
+// An order is what a parent is asked for later.
 type order struct {
-	Number  int // 1, 2 and so on
-	PID     int
-	Signal  syscall.Signal
-	Respawn bool // asInit: PID is the command's; start that again when it has ended
+	Number int // 1, 2 and so on
+	Do     action
+	PID    int            // toSignal: a process below the parent; toSignalAll: the main one; toStart: the command's
+	Signal syscall.Signal // toSignal, toSignalAll
+	Env    []string       // toStart, asSystemd
+	Files  int            // toStart, asSystemd: how many have been sent
 }
+
+// An action is what is to be done.
+type action int
+
+const (
+	toSignal    action = iota
+	toSignalAll        // every process below the parent
+	toKill             // every process below the parent; what they leave behind, too
+	toStart            // the command again, after toKill
+	toContinue         // the command, in the foreground of the terminal
+)
 
 // A report is what a parent says.
 type report struct {
@@ -79,7 +97,7 @@ type report struct {
 	State    string             // hasStopped: as in /proc/PID/stat
 	Answered bool               // hasStopped: it has been continued
 	Left     []int              // hasEnded, of the command: the children it left, the daemon first
-	Respawn  bool               // hasEnded, of the command: it is to be started again
+	Again    bool               // hasEnded, of the command: it is to be started again
 
 	Old int    // hasStarted, hasNotStarted: the command's pid before, 0 at first
 	Err string // hasNotStarted, hasFailed
@@ -97,35 +115,55 @@ const (
 	hasFailed                  // the parent, to end all processes
 )
 
-// startParent has a parent start cmd in the role that do names, and returns
-// when it runs, with its pid. The environment is that of cmd, without
-// supervisor and with what do adds to it. The terminal, if not nil, becomes
-// the controlling terminal. Everything is ended when the test ends.
-func startParent(t TB, cmd *exec.Cmd, do task, terminal *os.File) (*parent, int, error) {
-	p := &parent{t: t}
-	if err := p.start(cmd, terminal); err != nil {
-		return nil, 0, err
+// newParent returns a parent that has not been started. If heard is not nil, it
+// is called with each report, one after the other, and with nil when there will
+// be no more.
+func newParent(t TB, heard func(*report)) *parent {
+	return &parent{t: t, heard: heard}
+}
+
+// run has the parent start cmd in the role that do names, and returns when it
+// runs, with its pid. The environment is that of cmd, without supervisor and
+// with what do adds to it. A shell's third file is its terminal, systemd's a
+// socket. Everything is ended when the test ends.
+func (p *parent) run(cmd *exec.Cmd, do task, third *os.File) (pid int, err error) {
+	if attr := cmd.SysProcAttr; attr != nil {
+		if attr.Chroot != "" {
+			return 0, errors.New("SysProcAttr.Chroot is set, and the test binary may not be there")
+		}
+		session, group := do.Attr.Setsid && !attr.Setpgid, do.Attr.Setpgid && !attr.Setsid
+		do.Attr = *attr
+		do.Attr.Setsid = do.Attr.Setsid || session
+		do.Attr.Setpgid = do.Attr.Setpgid || group
 	}
-	t.Cleanup(p.end)
+	if err := p.start(cmd, do.Role, third); err != nil {
+		return 0, err
+	}
+	p.t.Cleanup(p.end)
 	do.Path, do.Args, do.Dir = cmd.Path, cmd.Args, cmd.Dir
 	if len(do.Args) == 0 {
 		do.Args = []string{cmd.Path}
 	}
-	do.Env = append(unsupervised(cmd), do.Env...)
-	do.Files, do.Grace = len(cmd.ExtraFiles), grace
-	p.send.Encode(do) // where this fails there is no report
+	do.Env = append(unsupervised(cmd.Environ()), do.Env...)
+	do.Files, do.Grace = do.Files+len(cmd.ExtraFiles), grace
+	p.send.Encode(do) // if this fails there is no report
 	first, err := p.find(context.Background(), func(report) bool { return true })
 	switch {
+	case err == errEnded:
+		err = errors.New("the parent process has ended at once")
 	case err != nil:
-		return nil, 0, errors.New("the parent process has ended at once")
+		err = fmt.Errorf("%s has not been executed%s", cmd.Path, because(err))
 	case first.Event == hasNotStarted:
-		return nil, 0, errors.New(first.Err)
+		err = errors.New(first.Err)
+	default:
+		return first.PID, nil
 	}
-	return p, first.PID, nil
+	p.end()
+	return 0, err
 }
 
 // start starts the parent process.
-func (p *parent) start(cmd *exec.Cmd, terminal *os.File) error {
+func (p *parent) start(cmd *exec.Cmd, as role, third *os.File) error {
 	ordersIn, orders, err := os.Pipe()
 	if err != nil {
 		return err
@@ -138,7 +176,14 @@ func (p *parent) start(cmd *exec.Cmd, terminal *os.File) error {
 	}
 	defer reportsOut.Close()
 	p.orders, p.send = orders, gob.NewEncoder(orders)
-	if err = p.command(cmd, ordersIn, reportsOut, terminal); err == nil {
+	files := []*os.File{ordersFD - 3: ordersIn, reportsFD - 3: reportsOut}
+	if third != nil {
+		files = append(files, third)
+	}
+	if err = p.command(cmd, files); err == nil {
+		if as == asShell {
+			p.cmd.SysProcAttr.Setctty, p.cmd.SysProcAttr.Ctty = true, terminalFD
+		}
 		err = p.cmd.Start()
 	}
 	if err != nil {
@@ -152,7 +197,7 @@ func (p *parent) start(cmd *exec.Cmd, terminal *os.File) error {
 // command sets p.cmd. It is a copy of the test's command, with its standard
 // streams and its context, so that these mean what they mean to os/exec; the
 // command inherits the descriptors from the parent process.
-func (p *parent) command(cmd *exec.Cmd, orders, reports, terminal *os.File) error {
+func (p *parent) command(cmd *exec.Cmd, files []*os.File) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -160,19 +205,15 @@ func (p *parent) command(cmd *exec.Cmd, orders, reports, terminal *os.File) erro
 	c := *cmd
 	c.Path, c.Args, c.Env, c.Dir = self, []string{parentName}, nil, ""
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	c.ExtraFiles = []*os.File{ordersFD - 3: orders, reportsFD - 3: reports}
-	if terminal != nil {
-		c.ExtraFiles = append(c.ExtraFiles, terminal)
-		c.SysProcAttr.Setctty, c.SysProcAttr.Ctty = true, terminalFD
-	}
-	c.ExtraFiles = append(c.ExtraFiles, cmd.ExtraFiles...)
+	c.ExtraFiles = append(files, cmd.ExtraFiles...)
 	if c.Cancel != nil {
 		c.Cancel = func() error {
 			p.cancelled.Store(true)
 			return p.orders.Close()
 		}
-		c.WaitDelay = max(c.WaitDelay, 3*grace) // until then the parent has ended its children
 	}
+	// Until then the parent has ended, with all that has the streams open.
+	c.WaitDelay = max(c.WaitDelay, Timeout)
 	p.cmd = &c
 	return nil
 }
@@ -180,19 +221,28 @@ func (p *parent) command(cmd *exec.Cmd, orders, reports, terminal *os.File) erro
 // listen takes the reports of the parent process until it has ended.
 func (p *parent) listen(reports *os.File) {
 	defer reports.Close()
-	defer p.reports.end()
+	defer p.reports.end(errEnded)
+	if p.heard != nil {
+		defer p.heard(nil)
+	}
 	decoder := gob.NewDecoder(reports)
 	for {
 		var r report
 		if decoder.Decode(&r) != nil {
 			return
 		}
+		if p.heard != nil {
+			p.heard(&r)
+		}
 		p.reports.add(r)
 	}
 }
 
-// find waits for the first report that match is true of.
+// find waits for the first report that match is true of, for as long as Timeout
+// if ctx has no deadline.
 func (p *parent) find(ctx context.Context, match func(report) bool) (found report, err error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	err = p.reports.wait(ctx, func(all []report) bool {
 		i := slices.IndexFunc(all, match)
 		if i >= 0 {
@@ -203,33 +253,46 @@ func (p *parent) find(ctx context.Context, match func(report) bool) (found repor
 	return found, err
 }
 
-// ask gives an order and returns when it has been carried out. The error is
-// ESRCH where the process that it is about has ended.
-func (p *parent) ask(o order) error {
-	o.Number = int(p.asked.Add(1))
+// tell gives an order, and returns its number. The error is ESRCH if the parent
+// has ended, which it does last.
+func (p *parent) tell(o order) (number int, err error) {
+	o.Number = int(p.told.Add(1))
 	if err := p.send.Encode(o); err != nil {
-		return syscall.ESRCH // the parent has ended, which it does last
+		return 0, syscall.ESRCH
+	}
+	return o.Number, nil
+}
+
+// ask gives an order and returns when it has been carried out. The error is
+// ESRCH if the process that it is about has ended.
+func (p *parent) ask(o order) error {
+	number, err := p.tell(o)
+	if err != nil {
+		return err
 	}
 	done, err := p.find(context.Background(), func(r report) bool {
-		return r.Event == hasObeyed && r.Order == o.Number
+		return r.Event == hasObeyed && r.Order == number
 	})
 	switch {
-	case err != nil:
+	case err == errEnded:
 		return syscall.ESRCH
+	case err != nil:
+		return fmt.Errorf("the parent process has not answered%s", because(err))
 	case done.Errno != 0:
 		return done.Errno
 	}
 	return nil
 }
 
-// respawn has the command killed and started again, and returns its new pid.
-func (p *parent) respawn(ctx context.Context, old int) (pid int, err error) {
-	err = p.ask(order{PID: old, Signal: syscall.SIGKILL, Respawn: true})
-	if err != nil {
+// startAgain has the command started once more, in the place of the process
+// that is or was there before, and returns its new pid.
+func (p *parent) startAgain(ctx context.Context, o order) (pid int, err error) {
+	o.Do = toStart
+	if err = p.ask(o); err != nil {
 		return 0, err
 	}
 	started, err := p.find(ctx, func(r report) bool {
-		return r.Old == old && (r.Event == hasStarted || r.Event == hasNotStarted)
+		return r.Old == o.PID && (r.Event == hasStarted || r.Event == hasNotStarted)
 	})
 	if err == nil && started.Event == hasNotStarted {
 		err = errors.New(started.Err)
@@ -253,10 +316,13 @@ func (p *parent) end() {
 	p.once.Do(func() {
 		p.t.Helper()
 		p.orders.Close()
+		// A parent that still starts the command may wait for a file system.
+		stuck := time.AfterFunc(grace+2*Timeout, func() { p.cmd.Process.Kill() })
 		p.cmd.Wait() // how the parent ended; how the command did is in the reports
-		stuck, err := p.find(context.Background(), func(r report) bool { return r.Event == hasFailed })
+		stuck.Stop()
+		failed, err := p.find(context.Background(), func(r report) bool { return r.Event == hasFailed })
 		if err == nil {
-			p.t.Fatalf("daemontest: %s", stuck.Err)
+			p.t.Fatalf("daemontest: %s", failed.Err)
 		}
 	})
 }
@@ -264,23 +330,23 @@ func (p *parent) end() {
 // A Process is a process that a test has started here, or that such a process
 // has left behind.
 type Process struct {
-	// PID is its process id. It is 0 where there is no such process.
+	// PID is its process id. It is 0 if there is no such process.
 	PID int
 
 	parent *parent
 }
 
-// Signal sends sig to the process, as kill(2) does. The error is ESRCH where
+// Signal sends sig to the process, as kill(2) does. The error is ESRCH if
 // the process has ended or there is none.
 func (p *Process) Signal(sig syscall.Signal) error {
 	if p.PID == 0 {
 		return syscall.ESRCH
 	}
-	return p.parent.ask(order{PID: p.PID, Signal: sig})
+	return p.parent.ask(order{Do: toSignal, PID: p.PID, Signal: sig})
 }
 
 // Wait waits until the process has ended, and says how. It fails the test if
-// there is no such process, and if ctx ends earlier, or Timeout passes where
+// there is no such process, and if ctx ends earlier, or Timeout passes and
 // ctx has no deadline, with what the process has done until then.
 func (p *Process) Wait(ctx context.Context) syscall.WaitStatus {
 	p.parent.t.Helper()
@@ -292,7 +358,7 @@ func (p *Process) wait(ctx context.Context) report {
 	p.parent.t.Helper()
 	last, err := p.end(ctx)
 	if err != nil {
-		p.parent.t.Fatalf("daemontest: process %d has not ended: %v%s", p.PID, err, p.history())
+		p.parent.t.Fatalf("daemontest: process %d has not ended%s%s", p.PID, because(err), p.history())
 	}
 	return last
 }
@@ -302,8 +368,6 @@ func (p *Process) end(ctx context.Context) (report, error) {
 	if p.PID == 0 {
 		return report{}, errors.New("there is no such process")
 	}
-	ctx, cancel := bounded(ctx)
-	defer cancel()
 	return p.parent.find(ctx, func(r report) bool { return r.Event == hasEnded && r.PID == p.PID })
 }
 

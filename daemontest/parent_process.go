@@ -16,18 +16,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The argv[0] that make the test binary a parent process, or what a shell's
-// child is until it becomes the command.
+// The argv[0] that make the test binary a parent process, or a child, which is
+// what the command's process is until it executes the command.
 const (
 	parentName = "daemontest-parent"
 	childName  = "daemontest-child"
 )
 
 // The descriptors of a parent process, after the command's standard streams.
+// The command's further descriptors follow them.
 const (
 	ordersFD   = 3 + iota
-	reportsFD  // the command's further descriptors follow it, if it is init
-	terminalFD // or this, if it is a shell
+	reportsFD  // the last, if the parent is neither a shell nor systemd
+	terminalFD // a shell's
+
+	filesFD = terminalFD // systemd's: a socket by which a service's files arrive
 )
 
 func init() {
@@ -35,28 +38,28 @@ func init() {
 	switch {
 	case len(os.Args) == 1 && os.Args[0] == parentName:
 		syscall.Exit(runParent())
-	case len(os.Args) > 3 && os.Args[0] == childName:
+	case len(os.Args) > 4 && os.Args[0] == childName:
 		syscall.Exit(runChild())
 	}
 }
 
 // runParent is the main function of the parent process. It returns when there
-// is no process left below it.
+// is no process left below it, and never will be.
 func runParent() int {
 	orders := gob.NewDecoder(os.NewFile(ordersFD, "orders"))
 	f := family{
 		reports: gob.NewEncoder(os.NewFile(reportsFD, "reports")),
 		told:    map[int]bool{},
+		wake:    make(chan struct{}, 1),
 	}
 	if orders.Decode(&f.task) != nil {
 		return 1
 	}
-	if !f.start(0) {
-		return 1
+	if f.task.Role == asSystemd {
+		f.passed = receiveFiles(f.task.Files)
 	}
 	go f.obey(orders)
-	f.watch()
-	for f.respawn() {
+	for started := f.start(0); started; started = f.startAgain() {
 		f.watch()
 	}
 	return 0
@@ -66,15 +69,18 @@ func runParent() int {
 type family struct {
 	task    task
 	reports *gob.Encoder
-	command int // its pid
-	started time.Time
+	passed  []uintptr     // asSystemd: the command's descriptors from 3 on
+	wake    chan struct{} // asSystemd: again or over has become true
 
 	// mu is held to wait for a process and to signal one, so that no signal
 	// goes to a pid whose process is gone and which may be another's now.
 	mu       sync.Mutex
+	command  int // its pid
+	started  time.Time
 	gone     bool           // the command has ended
 	answered bool           // asInit: its SIGSTOP
-	again    bool           // asInit: it is to be started once more
+	again    bool           // it is to be started once more
+	over     bool           // it is not
 	ending   syscall.Signal // not 0: nobody is to live on, and this tells them so
 	told     map[int]bool   // who has had the SIGTERM
 }
@@ -82,7 +88,6 @@ type family struct {
 // start starts the command, in the place of the old process if there was one,
 // and reports whether it could.
 func (f *family) start(old int) bool {
-	f.started = time.Now()
 	if err := f.forkCommand(); err != nil {
 		f.report(report{Event: hasNotStarted, Old: old, Err: err.Error()})
 		return false
@@ -100,49 +105,64 @@ func (f *family) forkCommand() (err error) {
 		return err
 	}
 	files := f.files()
-	if f.task.Role == asInit {
-		return f.fork(f.task.Path, f.task.Args, files) // and keep the files, for a respawn
+	if err = f.fork(files); err != nil {
+		return err
 	}
-	if err = f.forkAsShell(files); err == nil {
+	switch f.task.Role {
+	case asShell:
+		f.ignoreKeys()
+		f.letGo(files)
+	case asDescriptor:
 		f.letGo(files)
 	}
-	return err
+	return nil // and keep the files, to start it again
 }
 
-// respawn starts a job's command again, if it is to be: it and all that it has
-// left behind are gone.
-func (f *family) respawn() bool {
+// hasStarted takes notice of the command's process.
+func (f *family) hasStarted(pid int, at time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.again {
-		return false
+	f.command, f.started = pid, at
+	f.gone, f.answered, f.again = false, false, false
+	if !f.over {
+		f.ending = 0
 	}
-	f.gone, f.answered, f.again, f.ending = false, false, false, 0
-	return f.start(f.command)
+	f.tell()
+}
+
+// startAgain starts the command again, if it is to be: it and all that it has
+// left behind are gone. A service may be started again at any time.
+func (f *family) startAgain() bool {
+	for {
+		f.mu.Lock()
+		again, over, old := f.again, f.over, f.command
+		f.mu.Unlock()
+		switch {
+		case over:
+			return false
+		case again:
+			return f.start(old)
+		case f.task.Role != asSystemd:
+			return false
+		}
+		<-f.wake
+	}
 }
 
 // files are the descriptors that become the command's 0, 1, 2 and so on.
 func (f *family) files() []uintptr {
 	files := []uintptr{0, 1, 2}
 	next := terminalFD
-	if f.task.Role == asShell {
+	switch f.task.Role {
+	case asSystemd:
+		return append(files, f.passed...)
+	case asShell:
 		next++
 	}
 	for i := range f.task.Files {
 		files = append(files, uintptr(next+i))
 	}
 	return files
-}
-
-// fork starts path as the command's process.
-func (f *family) fork(path string, args []string, files []uintptr) (err error) {
-	f.command, err = syscall.ForkExec(path, args, &syscall.ProcAttr{
-		Dir: f.task.Dir, Env: f.task.Env, Files: files, Sys: &f.task.Attr,
-	})
-	if err != nil {
-		return fmt.Errorf("fork/exec %s in directory %q: %w", f.task.Path, f.task.Dir, err)
-	}
-	return nil
 }
 
 // closeOnExec keeps from the command what it is not given: the descriptors
@@ -174,7 +194,7 @@ func (f *family) letGo(files []uintptr) {
 }
 
 func (f *family) report(r report) {
-	f.reports.Encode(r) // where no one listens any more, orders has ended too
+	f.reports.Encode(r) // an error: no one listens, and the orders have ended
 }
 
 // obey carries out orders until they end: because the test has, in whatever
@@ -198,14 +218,68 @@ func (f *family) obey(orders *gob.Decoder) {
 func (f *family) carryOut(o order) syscall.Errno {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if o.PID == 0 {
+	switch o.Do {
+	case toContinue:
 		return f.resume()
+	case toSignal:
+		return signalBelow(o.PID, o.Signal)
+	case toSignalAll:
+		signalBelow(o.PID, o.Signal)
+		for _, pid := range descendants(os.Getpid()) {
+			if pid != o.PID {
+				signalBelow(pid, o.Signal)
+			}
+		}
+	case toKill:
+		f.ending = unix.SIGKILL
+		f.tell()
+		unix.Write(f.task.PromptFD, f.task.Prompt)
+	case toStart:
+		return f.replace(o)
 	}
-	if p, err := readProcess(o.PID); err != nil || p.parent != os.Getpid() {
+	return 0
+}
+
+// replace kills all that there is of the command, which is then started again.
+func (f *family) replace(o order) syscall.Errno {
+	if o.PID != f.command || f.gone && f.task.Role != asSystemd {
 		return unix.ESRCH
 	}
-	f.again = f.again || o.Respawn
-	errno, _ := unix.Kill(o.PID, o.Signal).(syscall.Errno)
+	if f.task.Role == asSystemd {
+		closeFDs(f.passed)
+		f.passed, f.task.Env = receiveFiles(o.Files), o.Env
+	}
+	f.again, f.ending = true, unix.SIGKILL
+	f.tell()
+	f.awake()
+	return 0
+}
+
+// awake has startAgain look once more.
+func (f *family) awake() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// signalBelow sends a signal to a process below this one. It does so by a
+// descriptor of the process, since a pid may be another's by then, if the kernel
+// has that (5.3).
+func signalBelow(pid int, sig syscall.Signal) syscall.Errno {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == nil {
+		defer unix.Close(fd)
+	}
+	if err == unix.ESRCH || !isBelow(pid, os.Getpid()) {
+		return unix.ESRCH
+	}
+	if err == nil {
+		err = unix.PidfdSendSignal(fd, sig, nil, 0)
+	} else {
+		err = unix.Kill(pid, sig)
+	}
+	errno, _ := err.(syscall.Errno)
 	return errno
 }
 
@@ -264,12 +338,15 @@ func (f *family) hasEnded(r report) {
 	delete(f.told, r.PID)
 	if r.PID == f.command {
 		f.gone = true
-		r.Left, r.Respawn = f.left(), f.again
-		f.prompt()
+		r.Left, r.Again = f.left(), f.again
+		if f.task.Role == asShell {
+			f.foreground(os.Getpid())
+			unix.Write(f.task.PromptFD, f.task.Prompt)
+		}
 	}
 	f.report(r)
 	if f.task.Role == asInit && r.PID == f.command {
-		f.ending = unix.SIGKILL // a job is its main process, until respawn
+		f.ending = unix.SIGKILL // a job is its main process
 	}
 	f.tell()
 }
@@ -297,7 +374,8 @@ func (f *family) left() (pids []int) {
 func (f *family) end(sig syscall.Signal) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.again = false
+	f.over = true
+	f.awake()
 	if f.ending != unix.SIGKILL {
 		f.ending = sig
 	}

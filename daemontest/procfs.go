@@ -38,9 +38,12 @@ func readProcess(pid int) (p process, err error) {
 	return p, err
 }
 
-// processes are all that there are, in the order of their pids, apart from
-// those that have ended and only wait to be waited for. One that starts or
-// ends meanwhile may be missing.
+// ended reports whether a process only waits to be waited for. The leader of
+// threads that have not ended all may do so, and has its children until then.
+func (p process) ended() bool { return p.state == "Z" || p.state == "X" }
+
+// processes returns all that there are, in the order of their pids. One that
+// starts or ends meanwhile may be missing.
 func processes() []process {
 	entries, _ := os.ReadDir("/proc")
 	var all []process
@@ -49,36 +52,57 @@ func processes() []process {
 		if err != nil {
 			continue
 		}
-		p, err := readProcess(pid)
-		if err == nil && p.state != "Z" && p.state != "X" {
+		if p, err := readProcess(pid); err == nil {
 			all = append(all, p)
 		}
 	}
 	return all
 }
 
-// children are the processes whose parent is pid.
+// children returns the processes whose parent is pid, apart from those that have
+// ended.
 func children(pid int) []process {
 	var found []process
 	for _, p := range processes() {
-		if p.parent == pid {
+		if p.parent == pid && !p.ended() {
 			found = append(found, p)
 		}
 	}
 	return found
 }
 
-// descendants are the pids of the children of pid, of their children and so
-// on, parents first.
-func descendants(pid int) []int {
+// descendants returns the pids of the children of pid, of their children and so
+// on, parents first, apart from those that have ended.
+func descendants(pid int) (pids []int) {
 	all := processes()
-	found := []int{pid}
+	found := []process{{pid: pid}}
 	for i := 0; i < len(found); i++ {
 		for _, p := range all {
-			if p.parent == found[i] {
-				found = append(found, p.pid)
+			if p.parent != found[i].pid {
+				continue
+			}
+			if found = append(found, p); !p.ended() {
+				pids = append(pids, p.pid)
 			}
 		}
 	}
-	return found[1:]
+	return pids
+}
+
+// isBelow reports whether a process descends from another, also when one in
+// between ends meanwhile.
+func isBelow(pid, ancestor int) bool {
+	for range 100 {
+		p, err := readProcess(pid)
+		if err != nil {
+			return false
+		}
+		for err == nil && p.parent != ancestor && p.parent > 1 {
+			p, err = readProcess(p.parent)
+		}
+		if err == nil {
+			return p.parent == ancestor
+		}
+	}
+	return false
 }

@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// errEnded is what a wait returns when what it waits for cannot come any more.
+// errEnded is the usual reason why nothing can arrive any more.
 var errEnded = errors.New("nothing more can arrive")
 
 // A record is a list that one goroutine adds to and that others read and wait
@@ -17,7 +17,7 @@ var errEnded = errors.New("nothing more can arrive")
 type record[T any] struct {
 	mu     sync.Mutex
 	items  []T
-	ended  bool
+	ended  error         // nil: more may be added
 	change chan struct{} // closed at the next change; nil: no one waits
 }
 
@@ -29,11 +29,14 @@ func (r *record[T]) add(items ...T) {
 	r.changed()
 }
 
-// end says that nothing more will be added.
-func (r *record[T]) end() {
+// end says that nothing more will be added, and why, until it is called with
+// nil. Of several reasons the first counts.
+func (r *record[T]) end(why error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.ended = true
+	if r.ended == nil || why == nil {
+		r.ended = why
+	}
 	r.changed()
 }
 
@@ -55,11 +58,12 @@ func (r *record[T]) all() []T {
 func (r *record[T]) hasEnded() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.ended
+	return r.ended != nil
 }
 
-// wait returns nil once found is true of the items. It returns errEnded if it
-// is not and never will be, and the reason why ctx ended if that is earlier.
+// wait returns nil once found is true of the items. It returns what end was
+// given if it is not and never will be, and the reason why ctx ended if that is
+// earlier.
 // What is there already is found even if ctx has ended. The record is locked
 // while found runs.
 func (r *record[T]) wait(ctx context.Context, found func([]T) bool) error {
@@ -83,8 +87,8 @@ func (r *record[T]) look(found func([]T) bool) (<-chan struct{}, error) {
 	switch {
 	case found(r.items):
 		return nil, nil
-	case r.ended:
-		return nil, errEnded
+	case r.ended != nil:
+		return nil, r.ended
 	case r.change == nil:
 		r.change = make(chan struct{})
 	}

@@ -31,7 +31,7 @@ type Detached struct {
 	Output string
 }
 
-// ExitCode is what the shell shows in $?: the exit status, or 128 and the
+// ExitCode returns what the shell shows in $?: the exit status, or 128 and the
 // signal's number for a command that was killed.
 func (d *Detached) ExitCode() int {
 	if d.Status.Signaled() {
@@ -40,7 +40,7 @@ func (d *Detached) ExitCode() int {
 	return d.Status.ExitStatus()
 }
 
-// Processes are the pids of all that is left of the command now: the daemon,
+// Processes returns the pids of all that is left of the command now: the daemon,
 // its children, and whoever else has been left behind.
 func (d *Detached) Processes() []int { return d.parent.processes() }
 
@@ -111,12 +111,13 @@ func (s *Session) start(t TB, cmd *exec.Cmd) error {
 	s.terminal = terminal
 	go func() {
 		defer close(s.copied)
-		defer s.screen.end()
+		defer s.screen.end(errEnded)
 		io.Copy(&s.screen, terminal) // an error: the last process has closed its end, or the test this one
 	}()
 	c, err := onTerminal(cmd, line)
 	if err == nil {
-		s.parent, s.PID, err = startParent(t, c, shellTask(cmd, s.prompt), line)
+		s.parent = newParent(t, nil)
+		s.PID, err = s.parent.run(c, s.task(), line)
 	}
 	if err != nil {
 		s.close()
@@ -124,6 +125,16 @@ func (s *Session) start(t TB, cmd *exec.Cmd) error {
 	}
 	t.Cleanup(s.close) // before the processes are ended: none is to wait for it
 	return nil
+}
+
+// task is what is special about a shell's command. The prompt comes after all
+// that the command has written to the terminal.
+func (s *Session) task() task {
+	return task{
+		Role:   asShell,
+		Attr:   syscall.SysProcAttr{Setpgid: true},
+		Prompt: s.prompt, PromptFD: terminalFD,
+	}
 }
 
 // close closes the terminal.
@@ -198,20 +209,10 @@ func onTerminal(cmd *exec.Cmd, line *os.File) (*exec.Cmd, error) {
 	return &c, nil
 }
 
-// shellTask is what is special about a shell's command.
-func shellTask(cmd *exec.Cmd, prompt []byte) task {
-	do := task{Role: asShell, Prompt: prompt}
-	if cmd.SysProcAttr != nil {
-		do.Attr = *cmd.SysProcAttr
-	}
-	do.Attr.Setpgid = !do.Attr.Setsid
-	return do
-}
-
 // Type types text on the terminal. "\n" is the return key, "\x03" Ctrl-C,
 // "\x1a" Ctrl-Z and "\x1c" Ctrl-\, as long as the command has not changed what
 // they do. It does not wait until someone has acted upon it. It fails the test
-// where there is no terminal any more.
+// if there is no terminal any more.
 func (s *Session) Type(text string) {
 	s.parent.t.Helper()
 	if _, err := s.terminal.WriteString(text); err != nil {
@@ -219,7 +220,7 @@ func (s *Session) Type(text string) {
 	}
 }
 
-// Output is what is on the terminal now: what has been written to it and what
+// Output returns what is on the terminal now: what has been written to it and what
 // was typed, which the terminal echoes.
 func (s *Session) Output() string {
 	return string(bytes.Replace(s.screen.all(), s.prompt, nil, 1))
@@ -227,7 +228,7 @@ func (s *Session) Output() string {
 
 // Expect waits until text is on the terminal, after what the Expect before it
 // has waited for. It fails the test with what is there if the command returns
-// without it, if ctx ends, or if Timeout passes where ctx has no deadline.
+// without it, if ctx ends, or if Timeout passes and ctx has no deadline.
 func (s *Session) Expect(ctx context.Context, text string) {
 	s.parent.t.Helper()
 	ctx, cancel := bounded(ctx)
@@ -242,16 +243,16 @@ func (s *Session) Expect(ctx context.Context, text string) {
 	})
 	switch {
 	case err != nil:
-		s.parent.t.Fatalf("daemontest: %s has not printed %q: %v%s; it printed %q", s.path, text, err, s.history(), s.Output())
+		s.parent.t.Fatalf("daemontest: %s has not printed %q%s%s; %s", s.path, text, because(err), s.history(), lastWords([]byte(s.Output())))
 	case !found:
-		s.parent.t.Fatalf("daemontest: %s has returned and not printed %q; it printed %q", s.path, text, s.Output())
+		s.parent.t.Fatalf("daemontest: %s has returned and not printed %q; %s", s.path, text, lastWords([]byte(s.Output())))
 	}
 }
 
 // Stopped waits until the command has been stopped, as by Ctrl-Z, once for
 // each time that it is, and returns the signal. The shell has the terminal
 // then, until Foreground. It fails the test if the command ends instead, if
-// ctx ends, or if Timeout passes where ctx has no deadline.
+// ctx ends, or if Timeout passes and ctx has no deadline.
 func (s *Session) Stopped(ctx context.Context) syscall.Signal {
 	s.parent.t.Helper()
 	ctx, cancel := bounded(ctx)
@@ -275,30 +276,30 @@ func (s *Session) Stopped(ctx context.Context) syscall.Signal {
 	})
 	switch {
 	case err != nil:
-		s.parent.t.Fatalf("daemontest: %s has not been stopped: %v%s; it printed %q", s.path, err, s.history(), s.Output())
+		s.parent.t.Fatalf("daemontest: %s has not been stopped%s%s; %s", s.path, because(err), s.history(), lastWords([]byte(s.Output())))
 	case last.Event == hasEnded:
-		s.parent.t.Fatalf("daemontest: %s %s and was not stopped; it printed %q", s.path, describe(last.Status), s.Output())
+		s.parent.t.Fatalf("daemontest: %s %s and was not stopped; %s", s.path, describe(last.Status), lastWords([]byte(s.Output())))
 	}
 	return last.Status.StopSignal()
 }
 
 // Foreground is the shell's fg: it gives the command the terminal and
-// continues it. The error is ESRCH where the command has ended.
-func (s *Session) Foreground() error { return s.parent.ask(order{}) }
+// continues it. The error is ESRCH if the command has ended.
+func (s *Session) Foreground() error { return s.parent.ask(order{Do: toContinue}) }
 
 // Hangup closes the terminal, as when its window is closed or its line is
 // lost: the shell and, through it, the command get a SIGHUP. Nothing is
 // printed or typed after that.
 func (s *Session) Hangup() { s.close() }
 
-// Processes are the pids of all that is there of the command now: the process
+// Processes returns the pids of all that there is of the command now: the process
 // that was started, unless it has ended, its children, and who has been left
 // behind.
 func (s *Session) Processes() []int { return s.parent.processes() }
 
 // Prompt waits until the command has returned. It fails the test with what
 // was printed, and ends what is left of the command, if ctx ends earlier, or
-// if Timeout passes where ctx has no deadline.
+// if Timeout passes and ctx has no deadline.
 func (s *Session) Prompt(ctx context.Context) *Detached {
 	s.parent.t.Helper()
 	ctx, cancel := bounded(ctx)
@@ -311,7 +312,7 @@ func (s *Session) Prompt(ctx context.Context) *Detached {
 		history := s.history()
 		s.close()
 		s.parent.end()
-		s.parent.t.Fatalf("daemontest: %s has not returned: %v%s; it printed %q", s.path, err, history, s.Output())
+		s.parent.t.Fatalf("daemontest: %s has not returned%s: it has not called Ready%s; %s", s.path, because(err), history, lastWords([]byte(s.Output())))
 		return nil
 	}
 	output, _, _ := bytes.Cut(s.screen.all(), s.prompt)

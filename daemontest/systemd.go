@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-10280e03/daemon"
 )
 
 const (
@@ -26,8 +28,8 @@ const (
 // A Notification is a datagram that has arrived at the notify socket.
 type Notification struct {
 	// Assignments are what systemd reads in it, as Decode gives them: "READY=1",
-	// "STATUS=ready" and so on. Where systemd drops the whole datagram there
-	// are none.
+	// "STATUS=ready" and so on. There are none
+	// if systemd drops the whole datagram.
 	Assignments []string
 
 	// Err says why systemd drops the datagram. It is nil if systemd does not.
@@ -61,7 +63,7 @@ func (n Notification) Get(key string) (value string, ok bool) {
 	return "", false
 }
 
-// String is the notification on one line, for messages.
+// String returns the notification in one line, for messages.
 func (n Notification) String() string {
 	text := fmt.Sprintf("%q from pid %d", n.Raw, n.PID)
 	if len(n.Files) > 0 {
@@ -73,21 +75,31 @@ func (n Notification) String() string {
 	return text
 }
 
+// drop makes n a notification that systemd drops.
+func (n *Notification) drop(why error) {
+	n.Err, n.Assignments = why, nil
+	closeAll(n.Files)
+	n.Files = nil
+}
+
 // A Supervisor is a notify socket in systemd's place.
 type Supervisor struct {
 	t        TB
 	address  string
 	socket   *os.File
+	since    time.Time // what times in failures are counted from
 	arrived  record[Notification]
 	read     chan struct{} // closed when the reading goroutine has ended
 	nextRead int           // of arrived; guarded by its lock
+	service  *service      // whose socket it is; nil: nobody's
 }
 
 // Systemd opens a notify socket and sets NOTIFY_SOCKET to it for the length
 // of the test; like [testing.T.Setenv], which it calls, it is not for parallel
 // tests. The other variables that a supervisor sets (UPSTART_JOB,
 // WATCHDOG_USEC, LISTEN_FDS, SYSTEMD_EXEC_PID and their like) are empty
-// meanwhile, which counts as unset.
+// meanwhile, which counts as unset. What the daemon of this test has remembered
+// of them ([daemon.UnsetEnvironment]) is forgotten when the test ends.
 //
 // The socket lies in a directory of its own, with a path short enough for any
 // sender whatever the name of the test, and any user may write to it. What is
@@ -98,27 +110,47 @@ type Supervisor struct {
 // Systemd fails the test if the socket cannot be made.
 func Systemd(t TB) *Supervisor {
 	t.Helper()
-	s := &Supervisor{t: t, read: make(chan struct{})}
-	if err := s.listen(); err != nil {
+	s, err := newSupervisor(t, nil)
+	if err != nil {
 		t.Fatalf("daemontest: notify socket: %v", err)
 		return nil
 	}
-	go s.receive()
-	t.Cleanup(s.close)
 	for _, name := range supervisorVariables {
 		t.Setenv(name, "")
 	}
 	t.Setenv("NOTIFY_SOCKET", s.address)
+	t.Cleanup(forget) // before the variables are set to what they were
 	return s
 }
 
-// Addr is the socket's address, which NOTIFY_SOCKET holds: for a process that
+// newSupervisor opens a notify socket for the length of the test.
+func newSupervisor(t TB, of *service) (*Supervisor, error) {
+	s := &Supervisor{t: t, since: time.Now(), read: make(chan struct{}), service: of}
+	if err := s.listen(); err != nil {
+		return nil, err
+	}
+	go s.receive()
+	t.Cleanup(s.close)
+	return s, nil
+}
+
+// forget has this process's daemon forget its supervisor: a remembered value
+// counts until the variable is set again.
+func forget() {
+	for _, name := range supervisorVariables {
+		os.Setenv(name, "")
+	}
+	daemon.UnsetEnvironment()
+}
+
+// Addr returns the socket's address, which NOTIFY_SOCKET holds: for a process that
 // is given an environment of its own.
 func (s *Supervisor) Addr() string { return s.address }
 
 // Next returns the next notification, in the order of arrival, those that
 // systemd drops included. If ctx ends before there is one, or Timeout passes
-// where ctx has no deadline, it fails the test with all that did arrive.
+// and ctx has no deadline, it fails the test with all that did arrive. The
+// socket of a [Unit] fails as soon as the service has ended.
 func (s *Supervisor) Next(ctx context.Context) Notification {
 	s.t.Helper()
 	return s.find(ctx, "notification", func(Notification) bool { return true })
@@ -128,10 +160,17 @@ func (s *Supervisor) Next(ctx context.Context) Notification {
 // "READY=1", and skips those before it. It fails as Next does.
 func (s *Supervisor) Wait(ctx context.Context, assignment string) Notification {
 	s.t.Helper()
+	if !strings.Contains(assignment, "=") {
+		s.t.Fatalf("daemontest: wait for %q: want KEY=VALUE", assignment)
+		return Notification{}
+	}
 	return s.find(ctx, assignment, func(n Notification) bool {
 		return slices.Contains(n.Assignments, assignment)
 	})
 }
+
+// All returns all notifications so far, in the order of arrival.
+func (s *Supervisor) All() []Notification { return s.arrived.all() }
 
 func (s *Supervisor) find(ctx context.Context, what string, match func(Notification) bool) Notification {
 	s.t.Helper()
@@ -149,21 +188,41 @@ func (s *Supervisor) find(ctx context.Context, what string, match func(Notificat
 		return false
 	})
 	if err != nil {
-		s.t.Fatalf("daemontest: no %s: %v; %s", what, err, s.sofar())
+		s.fail("no " + what + because(err))
 		return Notification{}
 	}
 	return found
 }
 
-// sofar lists what has arrived since the start of the test.
-func (s *Supervisor) sofar() string {
+// fail fails the test, with all that has arrived.
+func (s *Supervisor) fail(what string) {
+	s.t.Helper()
+	received := s.received()
+	if s.service != nil {
+		s.service.fail(what, received)
+		return
+	}
+	s.t.Fatalf("daemontest: %s; %s", what, received)
+}
+
+// received lists what has arrived since the start of the test. A notification
+// that has come several times running is listed once.
+func (s *Supervisor) received() string {
 	all := s.arrived.all()
 	if len(all) == 0 {
-		return "nothing has arrived"
+		return "received so far: nothing"
 	}
-	text := "this has arrived:"
-	for _, n := range all {
-		text += "\n\t" + n.String()
+	text := "received so far:"
+	for i := 0; i < len(all); {
+		next := i + 1
+		for next < len(all) && all[next].String() == all[i].String() {
+			next++
+		}
+		text += fmt.Sprintf("\n\tafter %v: %v", rounded(all[i].Received.Sub(s.since)), all[i])
+		if next > i+1 {
+			text += fmt.Sprintf(" (×%d, the last %v ago)", next-i, rounded(time.Since(all[next-1].Received)))
+		}
+		i = next
 	}
 	return text
 }
@@ -221,7 +280,7 @@ func bind(path string) (*os.File, error) {
 // receive takes notifications from the socket until that is closed.
 func (s *Supervisor) receive() {
 	defer close(s.read)
-	defer s.arrived.end()
+	defer s.arrived.end(errEnded)
 	conn, err := s.socket.SyscallConn()
 	if err != nil {
 		return
@@ -240,7 +299,9 @@ func (s *Supervisor) receive() {
 			closeAll(n.Files) // all before it is in the record: that is the answer
 			continue
 		}
-		s.arrived.add(n)
+		if s.service == nil || s.service.heard(&n) {
+			s.arrived.add(n)
+		}
 	}
 }
 
@@ -301,9 +362,7 @@ func (n *Notification) decode(flags int) {
 		n.Err = fmt.Errorf("dropped by systemd: BARRIER=1 with %d descriptors, not 1", len(n.Files))
 	}
 	if n.Err != nil {
-		n.Assignments = nil
-		closeAll(n.Files)
-		n.Files = nil
+		n.drop(n.Err)
 	}
 }
 

@@ -105,7 +105,7 @@ func TestFailureSaysHowLongWasWaited(t *testing.T) {
 		failing(t, func(ft TB) {
 			s := &Supervisor{t: ft}
 			s.Next(context.Background())
-		}, "no notification: not within 30s", "nothing has arrived")
+		}, "no notification within 30s; received so far: nothing")
 	})
 }
 
@@ -314,7 +314,7 @@ func TestFilesArePassed(t *testing.T) {
 
 func TestNotificationThatDoesNotArrive(t *testing.T) {
 	t.Run("nothing", func(t *testing.T) {
-		failing(t, func(ft TB) { Systemd(ft).Next(short(t)) }, "no notification", "deadline", "nothing has arrived")
+		failing(t, func(ft TB) { Systemd(ft).Next(short(t)) }, "no notification", "deadline", "received so far: nothing")
 	})
 	t.Run("others", func(t *testing.T) {
 		failing(t, func(ft TB) {
@@ -325,6 +325,9 @@ func TestNotificationThatDoesNotArrive(t *testing.T) {
 			s.Next(t.Context())
 			s.Wait(short(t), "READY=1")
 		}, "no READY=1", "deadline", `"STATUS=taken"`, `"STATUS=skipped\n"`, fmt.Sprintf("pid %d", os.Getpid()), "1 file", `"READY=1\\"`, "backslash")
+	})
+	t.Run("bare key", func(t *testing.T) {
+		failing(t, func(ft TB) { Systemd(ft).Wait(t.Context(), "READY") }, `wait for "READY": want KEY=VALUE`)
 	})
 	t.Run("cancelled", func(t *testing.T) {
 		failing(t, func(ft TB) { Systemd(ft).Next(over()) }, "canceled")

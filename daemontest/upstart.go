@@ -56,7 +56,8 @@ type Stop struct {
 // cmd is not started itself but describes the job: its fields mean what they
 // mean to [os/exec], StdoutPipe works, and so does the context of
 // [exec.CommandContext], whose end ends the job; but cmd.Process stays nil.
-// SysProcAttr may name another user or, with Setpgid, no session of its own.
+// SysProcAttr may name another user or, with Setpgid, no session of its own, but
+// no Chroot.
 // Init keeps the job's descriptors, for Respawn: who reads from the job sees
 // the end of file when the job has ended, and not when it closes its output.
 //
@@ -73,6 +74,7 @@ func Upstart(t TB, cmd *exec.Cmd) *Job {
 func upstart(ctx context.Context, t TB, cmd *exec.Cmd) *Job {
 	t.Helper()
 	j := &Job{path: cmd.Path, printed: new(transcript)}
+	j.parent = newParent(t, nil)
 	c := *cmd
 	if c.Stdout == nil {
 		c.Stdout = j.printed
@@ -81,7 +83,7 @@ func upstart(ctx context.Context, t TB, cmd *exec.Cmd) *Job {
 		c.Stderr = j.printed
 	}
 	var err error
-	if j.parent, j.PID, err = startParent(t, &c, jobTask(cmd), nil); err != nil {
+	if j.PID, err = j.parent.run(&c, jobTask(cmd), nil); err != nil {
 		t.Fatalf("daemontest: upstart job: %v", err)
 		return nil
 	}
@@ -96,14 +98,14 @@ func upstart(ctx context.Context, t TB, cmd *exec.Cmd) *Job {
 // has the streams of the old: one buffer holds what both have written.
 //
 // It fails the test as Upstart does, and if the job has ended before, and if
-// ctx ends earlier, or Timeout passes where ctx has no deadline.
+// ctx ends earlier, or Timeout passes and ctx has no deadline.
 func (j *Job) Respawn(ctx context.Context) *Job {
 	j.parent.t.Helper()
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	pid, err := j.parent.respawn(ctx, j.PID)
+	pid, err := j.parent.startAgain(ctx, order{PID: j.PID})
 	if err != nil {
-		return j.fail(fmt.Sprintf("has not been respawned: %v%s", err, j.history()))
+		return j.fail(fmt.Sprintf("has not been respawned%s%s", because(err), j.history()))
 	}
 	again := &Job{Process: Process{PID: pid, parent: j.parent}, path: j.path, printed: j.printed}
 	return again.started(ctx)
@@ -130,29 +132,25 @@ func (j *Job) fail(what string) *Job {
 		what += ", its context having ended"
 	}
 	j.parent.end() // before printed is complete
-	j.parent.t.Fatalf("daemontest: upstart job %s %s; it printed %q", j.path, what, j.printed.all())
+	j.parent.t.Fatalf("daemontest: upstart job %s %s; %s", j.path, what, lastWords(j.printed.all()))
 	return nil
 }
 
 // jobTask is what is special about a job: init(5), and job_process_spawn in
 // upstart's init/job_process.c.
 func jobTask(cmd *exec.Cmd) task {
-	do := task{
+	return task{
 		Role: asInit,
 		Env:  []string{"UPSTART_JOB=" + filepath.Base(cmd.Path), "UPSTART_INSTANCE="},
+		Attr: syscall.SysProcAttr{Setsid: true},
 	}
-	if cmd.SysProcAttr != nil {
-		do.Attr = *cmd.SysProcAttr
-	}
-	do.Attr.Setsid = !do.Attr.Setpgid
-	return do
 }
 
 // instead says what a job did that has not stopped itself.
 func (j *Job) instead(first report, err error) (what string) {
 	switch {
 	case err != nil:
-		what = fmt.Sprintf("has not stopped itself: %v%s", err, j.history())
+		what = fmt.Sprintf("has not stopped itself%s%s", because(err), j.history())
 	case first.Event == hasStopped:
 		what = fmt.Sprintf("%s after %v: `expect stop` is about SIGSTOP", describe(first.Status), rounded(first.After))
 	default:
@@ -164,7 +162,7 @@ func (j *Job) instead(first report, err error) (what string) {
 	return what
 }
 
-// Stops are all the stops of the main process so far, in order; the one in
+// Stops returns all the stops of the main process so far, in order; the one in
 // Ready is among them. Signals that stop it again before it has been continued
 // are one stop.
 func (j *Job) Stops() []Stop {
@@ -182,7 +180,7 @@ func (j *Job) Stops() []Stop {
 func (j *Job) Wait(ctx context.Context) syscall.WaitStatus {
 	j.parent.t.Helper()
 	last := j.Process.wait(ctx)
-	if !last.Respawn {
+	if !last.Again {
 		j.parent.end() // it does so by itself once its job has ended
 	}
 	return last.Status

@@ -111,6 +111,7 @@ func TestTourOfADaemonThatKeepsItsPromises(t *testing.T) {
 			}
 			for _, want := range []string{
 				"READY=1", "MAINPID=", "STOPPING=1", "says the kernel",
+				`has written "READY=1\n" and closed the descriptor`,
 				"has stopped itself by SIGSTOP, state T", "sends SIGCONT",
 				"exited with status 0: the prompt is back", "its own", "no terminal",
 				"descriptor 0 is /dev/null", "descriptor 2 is /dev/null",
@@ -131,6 +132,7 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 	const (
 		ready   = "It says READY=1"
 		stops   = "It stops itself by SIGSTOP when it is ready"
+		writes  = "It writes a line to the descriptor when it is ready, and closes it"
 		goesOn  = "It goes on running"
 		ends    = "It ends on SIGTERM"
 		session = "The daemon has a session of its own"
@@ -138,8 +140,9 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 	)
 	const soon, patience = "1s", "60s" // until the promise is broken, or something else happens
 	reasons := map[string]string{      // where that is all that happens
-		stops + " within " + soon: `it has not stopped itself within 1s; it printed "a word\n"` + "\n",
-		ends + " within 3s":       "it has not ended within 3s, state ",
+		stops + " within " + soon:  `it has not stopped itself within 1s; it printed "a word\n"` + "\n",
+		writes + " within " + soon: "it has not done so within 1s; it printed ",
+		ends + " within 3s":        "it has not ended within 3s, state ",
 	}
 	for _, test := range []struct{ as, daemon, promise, timeout string }{
 		{"systemd", "exit 0", ready, patience},
@@ -150,6 +153,13 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 		{"systemd", "names another's process", "MAINPID is a process of its own", patience},
 		{"systemd", "says it and exits", goesOn, patience},
 		{"systemd", "ignores SIGTERM", ends, "3s"},
+
+		{"descriptor", "exit 0", writes, patience},
+		{"descriptor", "echo a word; sleep $NAP", writes, soon},
+		{"descriptor", "echo READY=1 >&3; sleep $NAP", writes, soon},
+		{"descriptor", "printf READY=1 >&3; exec 3>&-; sleep $NAP", writes, patience},
+		{"descriptor", "echo READY=1 >&3; exec 3>&-", goesOn, patience},
+		{"descriptor", "trap '' TERM; echo >&3; exec 3>&-; while :; do sleep $NAP; done", ends, "3s"},
 
 		{"upstart", "exit 0", stops, patience},
 		{"upstart", "echo a word; sleep $NAP", stops, soon},
@@ -212,7 +222,7 @@ func sleepers() (pids []string) {
 }
 
 func TestTourLeavesNobodyBehindWhenInterrupted(t *testing.T) {
-	for _, as := range []string{"systemd", "upstart", "shell"} {
+	for _, as := range []string{"systemd", "descriptor", "upstart", "shell"} {
 		for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE} {
 			t.Run(as+" "+unix.SignalName(sig), func(t *testing.T) {
 				p := start(t, command("tour", "-as", as, "--", "sh", "-c", "sleep $NAP & sleep $NAP; true"))
@@ -235,7 +245,7 @@ func TestTourTellsHowItIsUsed(t *testing.T) {
 }
 
 func TestTourRefusesAnUnknownWay(t *testing.T) {
-	if printed, code := tour(t, "-as", "launchd"); code != 2 || !strings.Contains(printed, "systemd, upstart and shell") {
+	if printed, code := tour(t, "-as", "launchd"); code != 2 || !strings.Contains(printed, "systemd, descriptor, upstart and shell") {
 		t.Errorf("exit status %d: %s", code, printed)
 	}
 }

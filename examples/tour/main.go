@@ -1,16 +1,15 @@
 //go:build linux
 
-// Tour shows what a daemon says, and to whom. It starts one three times, as
-// systemd would, as upstart would and as a shell would, and prints what
-// happens:
+// Tour shows what a daemon says, and to whom. It starts one four times, as
+// systemd would, as s6 and its like would (NOTIFY_FD), as upstart would and as
+// a shell would, and prints what happens:
 //
-//	tour [-as systemd|upstart|shell] [-timeout 30s] [-- command arguments…]
+//	tour [-as systemd|descriptor|upstart|shell] [-timeout 30s] [-- command arguments…]
 //
 // The daemon is a small one of its own, or the command: any daemon, in any
 // language. Where it breaks a promise tour says which, and exits with status 1.
-// It needs nothing installed and no rights, and leaves no process behind when it
-// ends or is interrupted. A SIGKILL it cannot outlive: as systemd it has then
-// ended the daemon, but not what that has started.
+// It needs nothing installed and no rights, and leaves no process behind,
+// however it ends.
 package main
 
 import (
@@ -27,8 +26,8 @@ import (
 )
 
 var (
-	as      = flag.String("as", "", "start the daemon only as systemd, upstart or shell would")
-	timeout = flag.Duration("timeout", daemontest.Timeout, "how long the daemon may take to get ready (as an upstart job 30s at most), and to end")
+	as      = flag.String("as", "", "start the daemon only as systemd, descriptor (NOTIFY_FD), upstart or shell would")
+	timeout = flag.Duration("timeout", daemontest.Timeout, "how long the daemon may take to get ready (under NOTIFY_FD and upstart 30s at most), and to end")
 )
 
 // A way is one to start a daemon.
@@ -39,6 +38,7 @@ type way struct {
 
 var ways = []way{
 	{"systemd", "As systemd starts it (Type=notify)", (*section).systemd},
+	{"descriptor", "As s6, dinit, finit or OpenRC starts it (NOTIFY_FD)", (*section).descriptor},
 	{"upstart", "As upstart starts it (expect stop)", (*section).upstart},
 	{"shell", "As a shell starts it (no supervisor)", (*section).shell},
 }
@@ -51,7 +51,7 @@ func main() {
 	flag.Usage = usage
 	flag.Parse()
 	if *as != "" && !slices.ContainsFunc(ways, func(w way) bool { return w.name == *as }) {
-		fmt.Fprintf(os.Stderr, "tour: -as %s: it is one of systemd, upstart and shell\n", *as)
+		fmt.Fprintf(os.Stderr, "tour: -as %s: it is one of systemd, descriptor, upstart and shell\n", *as)
 		os.Exit(2)
 	}
 	// Whatever ends it, a closed terminal or a closed pipe too: clean up first.

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os/exec"
 	"strings"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 
 // upstart shows a job: it stops itself, and upstart continues it.
 func (s *section) upstart() {
-	job := s.job()
+	s.promise = "It stops itself by SIGSTOP when it is ready"
+	job := soon(s, "stopped itself", func(cmd *exec.Cmd) *daemontest.Job { return daemontest.Upstart(s, cmd) })
 	p := process{job.PID, job.Signal, job.Wait}
 	s.started = time.Now().Add(-job.Ready.After)
 
@@ -26,24 +28,39 @@ func (s *section) upstart() {
 	s.live(p, "upstart")
 }
 
-// job starts a job. That its time is up, and not that it was therefore ended,
-// is what is wrong with one that does not get ready.
-func (s *section) job() *daemontest.Job {
+// descriptor shows a command under s6 and its like.
+func (s *section) descriptor() {
+	s.promise = "It writes a line to the descriptor when it is ready, and closes it"
+	command := soon(s, "done so", func(cmd *exec.Cmd) *daemontest.Supervised { return daemontest.NotifyFD(s, cmd) })
+	s.started = time.Now().Add(-command.After)
+	p := process{command.PID, command.Signal, command.Wait}
+
+	s.at(0, "supervisor", "starts pid %d with NOTIFY_FD set", command.PID)
+	s.at(command.After, p.String(), "has written %q and closed the descriptor: it is ready", command.Ready)
+	s.live(p, "supervisor")
+}
+
+// soon starts the command by start, which waits for as long as
+// daemontest.Timeout, or for as long as the timeout of the tour if that is
+// shorter. That the time is up, and not that the command was therefore ended, is
+// what is wrong then: it has not done what.
+func soon[T any](s *section, what string, start func(*exec.Cmd) T) T {
 	limit := min(*timeout, daemontest.Timeout)
-	late := fmt.Errorf("it has not stopped itself within %v", limit)
+	late := fmt.Errorf("it has not %s within %v", what, limit)
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	s.Cleanup(func() { cancel(nil) })
+	promise := s.promise
 	cmd := s.command(ctx)
-	s.promise = "It stops itself by SIGSTOP when it is ready"
+	s.promise = promise
 	defer time.AfterFunc(limit, func() { cancel(late) }).Stop()
 	defer func() {
 		if context.Cause(ctx) == late {
-			what, _ := recover().(broken)
-			_, printed, _ := strings.Cut(string(what), "; it printed ")
+			why, _ := recover().(broken)
+			_, printed, _ := strings.Cut(string(why), "; it printed ")
 			s.Fatalf("%v; it printed %s", late, printed)
 		}
 	}()
-	return daemontest.Upstart(s, cmd)
+	return start(cmd)
 }
 
 // shell shows a command that leaves a daemon behind.

@@ -286,7 +286,7 @@ func goFile(b block) (name, source string) {
 
 func importsOf(fragment string) (imports string) {
 	for _, path := range []string{
-		"context", "errors", "fmt", "io", "log", "log/slog", "net", "net/http", "os", "os/exec", "os/signal",
+		"context", "errors", "flag", "fmt", "io", "log", "log/slog", "net", "net/http", "os", "os/exec", "os/signal",
 		"strconv", "strings", "sync", "syscall", "time", "github.com/seed-10280e03/daemon",
 	} {
 		name := filepath.Base(path)

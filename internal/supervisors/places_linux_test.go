@@ -216,6 +216,12 @@ func TestStartStopDaemonIsAParentForAWhile(t *testing.T) {
 			"waits": "setsid PUPPET </dev/null >/dev/null 2>&1; exit $?",
 			"gone":  "setsid PUPPET </dev/null >/dev/null 2>&1 & read line <DIR/go",
 		} {
+			if name == "gone" && !stays {
+				continue // it leaves no trace of its options
+			}
+			if name == "gone" && !stays { // it waits for the program to leave
+				continue
+			}
 			t.Run(options+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				s := newService(t, testdaemon.NewLine(t), "")

@@ -1,4 +1,4 @@
-// Gosystemd says by go-systemd that it is ready.
+// Gosystemd says by go-systemd that it is ready, if it has an argument.
 package main
 
 import (
@@ -8,6 +8,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 1 {
+		return
+	}
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		os.Exit(1)
 	}

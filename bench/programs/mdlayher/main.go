@@ -1,4 +1,4 @@
-// Mdlayher says by mdlayher/sdnotify that it is ready.
+// Mdlayher says by mdlayher/sdnotify that it is ready, if it has an argument.
 package main
 
 import (
@@ -8,6 +8,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 1 {
+		return
+	}
 	n, err := sdnotify.New()
 	if err != nil {
 		os.Exit(1)

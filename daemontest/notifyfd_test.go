@@ -1,0 +1,94 @@
+//go:build linux
+
+package daemontest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestLineSaysThatItIsReady(t *testing.T) {
+	t.Parallel() // it does not change the environment
+	cmd := shell(`echo $NOTIFY_FD; env | grep -E '^(NOTIFY_SOCKET|UPSTART_JOB)='; ps -o sid= -p $$; echo READY=1 >&3; exec 3>&-; exec sleep 60`)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET=/x", "UPSTART_JOB=x", "NOTIFY_FD=9")
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NotifyFD(t, cmd)
+	if s.PID == 0 || s.Ready != "READY=1\n" || s.After <= 0 {
+		t.Errorf("%+v", s)
+	}
+	if err := s.Signal(unix.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if status := s.Wait(t.Context()); status.Signal() != unix.SIGTERM {
+		t.Errorf("the command %s", describe(status))
+	}
+	text, err := io.ReadAll(pipe)
+	if want := fmt.Sprintf("3 %d", s.PID); strings.Join(strings.Fields(string(text)), " ") != want || err != nil {
+		t.Errorf("descriptor and session %q, %v, want %q", text, err, want)
+	}
+}
+
+func TestDescriptorFollowsExtraFiles(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	cmd := shell(`[ $NOTIFY_FD = 5 ] && readlink /proc/$$/fd/4 >&5; exec 5>&-; exec sleep 60`)
+	cmd.ExtraFiles = []*os.File{null, null}
+	if s := NotifyFD(t, cmd); s.Ready != "/dev/null\n" {
+		t.Errorf("line %q", s.Ready)
+	}
+}
+
+func TestLineThatDoesNotCome(t *testing.T) {
+	quick(t)
+	tests := []struct {
+		name, script string
+		words        []string
+	}{
+		{"exit", "echo a word; exit 3", []string{"/bin/sh under NOTIFY_FD exited with status 3 after ", "had written nothing to descriptor 3", `"a word\n"`}},
+		{"child", "sleep 60 & exit 3", []string{"exited with status 3 after ", ", and left process ", "had written nothing"}},
+		{"closed", "exec 3>&-; exec sleep 60", []string{"has closed descriptor 3, and written nothing"}},
+		{"no newline", "printf READY=1 >&3; exec 3>&-; exec sleep 60", []string{`has written "READY=1" to descriptor 3`, "does not end with a newline"}},
+		{"long", "echo READY=1 and what else there is to say >&3; exec 3>&-; exec sleep 60", []string{"finit reads 31 bytes"}},
+		{"open", "echo READY=1 >&3; exec sleep 60", []string{`has written "READY=1\n" and not closed descriptor 3: context deadline`, "in state S"}},
+		{"left open", "echo READY=1 >&3; sleep 60 & exit 0", []string{`has written "READY=1\n" and not closed descriptor 3: the process has ended`, "exited with status 0"}},
+		{"nothing", "exec sleep 60", []string{"has written nothing to descriptor 3: context deadline", "in state S", "printed nothing"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			ctx := short(t)
+			if test.name != "open" && test.name != "nothing" {
+				ctx = t.Context()
+			}
+			f := failing(t, func(ft TB) { notifyFD(ctx, ft, shell(test.script)) }, test.words...)
+			if len(f.left) > 0 {
+				t.Errorf("processes are left at the failure: %v", f.left)
+			}
+		})
+	}
+	failing(t, func(ft TB) { NotifyFD(ft, exec.Command("/nonexistent")) }, "under NOTIFY_FD: ", "/nonexistent", "no such file")
+	failing(t, func(ft TB) { NotifyFD(ft, exec.CommandContext(short(t), "sleep", "60")) }, "was killed by SIGTERM", "its context having ended")
+	failing(t, func(ft TB) {
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 1, errLate)
+		defer cancel()
+		notifyFD(ctx, ft, exec.Command("sleep", "60"))
+	}, "has written nothing to descriptor 3 within 30s")
+}
+
+func TestNotifyFDLeavesNothing(t *testing.T) {
+	leavesNothing(t, func(ft TB) {
+		NotifyFD(ft, shell("setsid sleep 60 3>&- & echo >&3; exec 3>&-; exec sleep 60"))
+	})
+}
