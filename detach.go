@@ -305,14 +305,9 @@ func packagePath() string {
 }
 
 // detachedByCopy reports whether another copy has made a daemon of this process.
-// The environment with which the kernel started it shows even what that copy has
-// removed.
+// The launcher has put the marker behind all other variables.
 func detachedByCopy() bool {
-	for variable := range strings.SplitSeq(readFile("/proc/self/environ"), "\x00") {
-		value, marked := strings.CutPrefix(variable, marker+"=")
-		if path, rest, _ := strings.Cut(value, ":"); marked && path != packagePath() && strings.HasPrefix(rest, "daemon:") {
-			return true
-		}
-	}
-	return false
+	value, marked := strings.CutPrefix(lastVariable(), marker+"=")
+	path, rest, _ := strings.Cut(value, ":")
+	return marked && path != packagePath() && strings.HasPrefix(rest, "daemon:")
 }

@@ -133,6 +133,23 @@ func executedPath() string {
 	return strings.Clone(unix.BytePtrToString(*(**byte)(unsafe.Pointer(&name))))
 }
 
+// lastVariable returns the last variable of the environment with which the kernel
+// started this process, even if it has been removed since. Only the path that the
+// kernel executed (AT_EXECFN) follows it in memory, whether there is a /proc or
+// not.
+func lastVariable() string {
+	path := auxiliary(31)
+	if path == 0 {
+		return ""
+	}
+	end := unsafe.Add(*(*unsafe.Pointer)(unsafe.Pointer(&path)), -1) // the NUL between them
+	length := 0
+	for *(*byte)(unsafe.Add(end, -length-1)) != 0 {
+		length++
+	}
+	return strings.Clone(unsafe.String((*byte)(unsafe.Add(end, -length)), length))
+}
+
 // program returns a path that executes this very program, even if its file has
 // been replaced or removed since.
 func program() (path string, err error) {

@@ -98,6 +98,9 @@ func executedPath() string {
 	return path
 }
 
+// lastVariable is unknown: what another copy has removed is gone.
+func lastVariable() string { return "" }
+
 func program() (path string, err error) {
 	_, err = identifyPath(atStart.program)
 	return atStart.program, err
