@@ -194,15 +194,33 @@ func replace(verb string) error {
 		pid: pid(), blocked: blocked, replaced: replacedStandard(),
 		verb: verb, name: commandName(), directory: directory,
 	}
-	var limit unix.Rlimit // which Exec sets back to the caller's
-	errLimit := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	restoreLimit := lowerFileLimit()
 	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), format(&m)))
-	if errLimit == nil {
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
-	}
+	restoreLimit()
 	restore()
 	takeBack()
 	return failed(operation+"execve", atStart.args[0], err)
+}
+
+// fileLimit is how many descriptors the program may have, and its caller's limit,
+// which syscall.Exec sets once, and then forgets even if it fails.
+var fileLimit struct{ own, callers unix.Rlimit }
+
+// lowerFileLimit sets the caller's limit again if an Exec that failed has
+// forgotten it. restore is for the next that fails.
+func lowerFileLimit() (restore func()) {
+	var own unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &own) != nil {
+		return func() {}
+	}
+	if own == fileLimit.own {
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
+	}
+	return func() {
+		fileLimit.own = own
+		_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &own)
+	}
 }
 
 // directoryToRestore returns the directory at start-up, or nothing if the program
