@@ -49,7 +49,7 @@ func init() {
 	switch value := takeMarker(); {
 	case value == "":
 	case parse(value, &l) && l.pid == pid():
-		launch(l)
+		launch(l, quitSilently())
 	case parse(value, &d) && !startedByDaemonOf(d.launcher):
 		begin(d)
 	}
@@ -189,9 +189,9 @@ func replace(verb string) error {
 	if missing != "" {
 		return failed(operation+"pass on", missing, os.ErrClosed)
 	}
-	blocked, restore := prepareExec()
+	restore := prepareExec()
 	m := launcherMark{
-		pid: pid(), blocked: blocked, replaced: replacedStandard(),
+		pid: pid(), replaced: replacedStandard(),
 		verb: verb, name: commandName(), directory: directory,
 	}
 	restoreLimit := lowerFileLimit()

@@ -15,7 +15,6 @@ import (
 // launcherMark makes a launcher of the process that executes the program.
 type launcherMark struct {
 	pid      int // of that process
-	blocked  int // see prepareExec
 	replaced int // see replacedStandard
 
 	verb      string // Ready or Detach
@@ -24,7 +23,7 @@ type launcherMark struct {
 }
 
 func (m *launcherMark) parts() (string, []*int, []*string) {
-	return "launcher", []*int{&m.pid, &m.blocked, &m.replaced}, []*string{&m.verb, &m.name, &m.directory}
+	return "launcher", []*int{&m.pid, &m.replaced}, []*string{&m.verb, &m.name, &m.directory}
 }
 
 // What the launcher reads from the pipe: words of the daemon, and its own that
@@ -36,8 +35,8 @@ const (
 )
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
-// daemon says, or as the daemon ends.
-func launch(m launcherMark) {
+// daemon says, or as the daemon ends. handleQuit ends what quitSilently has begun.
+func launch(m launcherMark, handleQuit func()) {
 	setName(m.name)
 	if m.directory != "" {
 		exitOn("chdir", m.directory, unix.Chdir(m.directory))
@@ -47,10 +46,11 @@ func launch(m launcherMark) {
 	// An ignored SIGCHLD would take the daemon's exit status away.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
 	signals := make(chan os.Signal, 16)
-	catch(signals)
-	unblock(m.blocked)
+	catch(signals, unix.SIGTERM, unix.SIGHUP)
 	child := startDaemon(m, w)
-	passOnEarly(signals, child)
+	// What the terminal sent before this was for the launcher alone, and ended it.
+	catch(signals, unix.SIGINT, unix.SIGQUIT)
+	handleQuit()
 	go passOnSignals(signals, child)
 
 	ended := make(chan unix.WaitStatus, 1)
@@ -69,18 +69,14 @@ func launch(m launcherMark) {
 	endLike(m.verb, <-ended)
 }
 
-// catch has the signals that end a launcher delivered to c, except those that the
-// caller ignored. They were blocked until now (see prepareExec), so that no
-// instant of the launcher's life shows it.
-func catch(c chan<- os.Signal) {
-	for _, s := range endingSignals {
+// catch has signals delivered to c, except those that the caller ignored.
+func catch(c chan<- os.Signal, signals ...os.Signal) {
+	for _, s := range signals {
 		if !signal.Ignored(s) {
 			signal.Notify(c, s)
 		}
 	}
 }
-
-var endingSignals = [...]unix.Signal{unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP}
 
 // startDaemon starts the program once more, with another descriptor of the
 // pipe's end w that no descriptor of the caller's can be in the way of.
@@ -99,18 +95,6 @@ func startDaemon(m launcherMark, w int) (child int) {
 	})
 	exitOn("start", atStart.args[0], err)
 	return child
-}
-
-// passOnEarly passes on what came before there was a daemon to get it.
-func passOnEarly(signals <-chan os.Signal, daemon int) {
-	for {
-		select {
-		case s := <-signals:
-			_ = unix.Kill(daemon, s.(unix.Signal))
-		default:
-			return
-		}
-	}
 }
 
 // passOnSignals passes on what was sent to the launcher alone. The terminal's

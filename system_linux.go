@@ -230,10 +230,8 @@ var mips = strings.HasPrefix(runtime.GOARCH, "mips")
 
 // prepareExec removes what outlives this program and would kill the next:
 // interval timers, with the signals that are on their way. It has the signals
-// that the caller ignored ignored again. It blocks the signals that would end the
-// launcher before that catches them, and returns as bits those that were not
-// blocked. restore is for an exec that failed.
-func prepareExec() (blocked int, restore func()) {
+// that the caller ignored ignored again. restore is for an exec that failed.
+func prepareExec() (restore func()) {
 	timers := []struct {
 		timer    unix.ItimerWhich
 		signal   unix.Signal
@@ -251,12 +249,6 @@ func prepareExec() (blocked int, restore func()) {
 		// the signal back.
 		t.action = setAction(t.signal, ignoreAction)
 	}
-	runtime.LockOSThread()
-	var ending, mask unix.Sigset_t
-	for _, signal := range endingSignals {
-		ending.Val[0] |= 1 << (signal - 1)
-	}
-	_ = unix.PthreadSigmask(unix.SIG_BLOCK, &ending, &mask)
 	var actions [len(keptSignals)]sigaction
 	for i, signal := range keptSignals {
 		action := defaultAction
@@ -265,12 +257,10 @@ func prepareExec() (blocked int, restore func()) {
 		}
 		actions[i] = setAction(signal, action)
 	}
-	return int(ending.Val[0] &^ mask.Val[0]), func() {
+	return func() {
 		for i, signal := range keptSignals {
 			rtSigaction(signal, &actions[i], nil)
 		}
-		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &mask, nil)
-		runtime.UnlockOSThread()
 		for i := range timers {
 			t := &timers[i]
 			rtSigaction(t.signal, &t.action, nil)
@@ -279,17 +269,19 @@ func prepareExec() (blocked int, restore func()) {
 	}
 }
 
-// unblock unblocks in this thread, and so in the child that it starts next, what
-// prepareExec has blocked.
-func unblock(blocked int) {
-	var mask unix.Sigset_t
-	for _, signal := range endingSignals {
-		mask.Val[0] |= 1 << (signal - 1)
-		if blocked&(1<<(signal-1)) == 0 {
-			mask.Val[0] &^= 1 << (signal - 1)
+// quitSilently has SIGQUIT end this process without its goroutines and without a
+// core as long as it is not caught. To block it is no use: the Go runtime
+// unblocks it in each thread.
+func quitSilently() (undo func()) {
+	dumpable, _ := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	handler := setAction(unix.SIGQUIT, defaultAction)
+	return func() {
+		rtSigaction(unix.SIGQUIT, &handler, nil)
+		if dumpable == 1 { // nothing else can be set
+			_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
 		}
 	}
-	_ = unix.PthreadSigmask(unix.SIG_UNBLOCK, &mask, nil)
 }
 
 // dieOf ends this process by a signal, and returns where it can't.
