@@ -133,7 +133,7 @@ func Ready(fields ...Field) error {
 	case Descriptor:
 		return writeReady(value)
 	}
-	return detach("Ready")
+	return detach(implicit)
 }
 
 // Reloading tells the supervisor that the program reloads its configuration
