@@ -496,9 +496,9 @@ func TestLauncherThatFailsNamesTheOperation(t *testing.T) {
 	l = testdaemon.NewLine(t)
 	c = l.Pipe(l.Command())
 	first = l.Process()
-	first.Do("limit-files 6 6")
+	first.Do("limit-files 8 8")
 	first.Leaves("ready")
-	mustFail(l, c, `^daemon: duplicate pipe: .*too many open files\n$`)
+	mustFail(l, c, `^daemon: (duplicate pipe|start .*programs): too many open files\n$`)
 }
 
 // The word of a daemon that ends at once is not lost.
