@@ -94,6 +94,7 @@ const advice = "call daemon.Detach first in main"
 var (
 	errSecure = errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
 	errRights = errors.New("user, group or root directory have changed: " + advice)
+	errPID1   = errors.New("PID 1 cannot leave, for everything would end with it: do not call daemon.Background")
 	errUnset  = errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
 	errCopy   = errors.New("another copy of this package has detached the program: call Ready of that one only")
 )
@@ -122,6 +123,8 @@ func detach(how int) error {
 
 func mayDetach() error {
 	switch {
+	case pid() == 1: // and Background
+		return errPID1
 	case secure():
 		return errSecure
 	case !sameRights():
