@@ -1,42 +1,34 @@
 // Package daemon tells whatever started a program that the program is ready:
-// systemd, upstart, or a shell that waits for its prompt.
-//
-// # What do I call, and where?
+// systemd, upstart, s6 and other supervisors, or a shell that waits for its prompt.
 //
 // A daemon's main calls [Ready] once, when initialization is over and it can
-// serve. What that does is up to the environment:
+// serve. The environment decides what that does:
 //
 //   - UPSTART_JOB is set: the process stops itself, and goes on when upstart
 //     continues it (`expect stop` of init(5)).
-//   - NOTIFY_SOCKET is set: systemd, or whatever else speaks its protocol, is
-//     sent READY=1, a status and the process id (sd_notify(3)).
-//   - Neither: the program detaches from its terminal, and the command returns
-//     to the shell with exit status 0 once it is ready (daemon(7)).
+//   - NOTIFY_SOCKET is set: Ready sends READY=1, a status and the process id to
+//     systemd, or whatever else speaks the protocol of sd_notify(3).
+//   - NOTIFY_FD is set: Ready writes a line to that descriptor, on which s6, dinit,
+//     finit or OpenRC wait, and closes it.
+//   - None is set: the program detaches from its terminal, and the command returns
+//     to the shell with exit status 0 once the program is ready (daemon(7)).
 //
 // A supervisor that is there but cannot be told is an error.
 //
-// # What else can I tell?
+// The rest of a service's life is told by [Reloading], [Stopping], [Fail],
+// [RunWatchdog], [Barrier], [StoreFiles], [RemoveFiles] and [Notify]. They speak
+// the protocol of sd_notify(3). If NOTIFY_SOCKET is not set they do nothing and
+// return nil, so a program need not ask. Stopping and Reloading wait at most 90
+// seconds for a supervisor that does not read, as Ready does, and the others 5;
+// Barrier waits until its context ends.
 //
-// [Reloading] and Ready enclose a reload, [Stopping] begins the shutdown, [Fail]
-// says why the program is about to fail, [Notify] sends any other [Field].
-// [RunWatchdog] sends heartbeats for as long as the program is healthy. [Barrier]
-// waits until all that was sent has been handled. [Files] are the descriptors
-// that the supervisor passes in, by socket activation or from before a restart
-// ([StoreFiles]).
+// # Detaching
 //
-// # What if nobody is there?
-//
-// Every call but [Ready] and [Detach] then does nothing and returns nil, so a
-// program need not ask. [Detect] tells who is there, for instance to choose where
-// logs go. The environment is read at each call: a test may set NOTIFY_SOCKET.
-//
-// # What must I know about detaching?
-//
-// Go cannot fork without exec, so a detach starts the program again: to the
-// program it is a crash and a restart, while the old process id still exists. All
-// that main did before is undone by the kernel and done again in the daemon.
-// Where that will not do, call [Detach] first in main. That is so for a program
-// that
+// Go cannot fork without exec, so a detach starts the program again. To the
+// program it is a crash and a restart, while the old process id still exists: what
+// main did before is undone by the kernel, and done again in the daemon. A program
+// that does not stand that calls [Detach] first in main, which is the same at a
+// moment when there is nothing to undo. Such a program
 //
 //   - reads a passphrase from standard input,
 //   - checks a pid file for a live process,
@@ -45,32 +37,39 @@
 //     remove first,
 //   - opens descriptors without close-on-exec, closes what [Files] returned, or
 //     starts helper processes,
+//   - catches a signal that may come before Ready,
 //   - or takes long to initialize.
 //
 // Initializers of other packages may run in each of the processes of a detach:
-// they must not take locks or ports. The daemon leads its own session: it opens
-// terminals with O_NOCTTY. Its working directory and umask are the caller's: call
-// chdir("/") and umask(0) where they must not be. Its standard descriptors are on
-// /dev/null: a shell's `> log` ends at Ready. A daemon that ends before it is
-// ready hands its exit status, or its signal, on to the shell.
+// they must not take locks or ports. The daemon leads a session of its own, so it
+// opens terminals with O_NOCTTY. It keeps its caller's working directory and umask;
+// chdir("/") and umask(0) are up to the program. Its standard descriptors are on
+// /dev/null, unless main has put a log file there: a shell's `> log` ends at Ready.
+// If the daemon ends before it is ready, the shell sees its exit status or its
+// signal. Until then a signal to the whole process group reaches the daemon twice,
+// SIGINT to the launcher alone does not reach it, and a goroutine that reads the
+// terminal goes on reading after Ready.
 //
-// # What if it must stay in the foreground?
+// # The foreground
 //
-// A process that is PID 1, or was started by it or from outside its PID
-// namespace, or that systemd executed itself, does not detach. For s6, runit and
-// supervisord, which leave no trace, and for people, have a -f flag that calls
-// [Foreground]. Type=forking is not served: the cure is Type=notify.
+// A process stays in the foreground if something holds on to it, so that leaving
+// would look like its death: it is PID 1, or in PID 1's session; PID 1 has started
+// it, or a process outside its PID namespace; systemd has executed it; or its
+// parent is runsv, s6-supervise, supervise, supervisord, supervise-daemon or dinit.
+// A wrapper between them, such as sudo or a script that does not exec, hides the
+// supervisor: have a -f flag that calls [Foreground]. [Background] is for a
+// -daemon flag, which a unit with Type=forking needs.
 //
 // # Errors
 //
-// They name the operation and the address and wrap the cause for [errors.Is]:
+// Errors name the operation and the address, and wrap the cause for [errors.Is]:
 // an errno such as [syscall.ECONNREFUSED], [syscall.EINVAL] for a bad field,
 // [syscall.EMSGSIZE] for fields that exceed 4096 bytes in sum,
 // [syscall.EAFNOSUPPORT] for an address that is neither a path nor abstract, and
-// [os.ErrDeadlineExceeded] where the supervisor did not read.
+// [os.ErrDeadlineExceeded] if the supervisor does not read.
 //
 // All functions may be called from any goroutine at any time. After the first
-// one, no notification takes heap memory or a descriptor; [Barrier], [StoreFiles]
+// call, no notification takes heap memory or a descriptor; [Barrier], [StoreFiles]
 // and [Fail] do.
 //
 // The environment variable _DAEMON_DETACH is this package's own.
@@ -100,32 +99,28 @@ var (
 	notifyVerb   = verb{}
 )
 
-// Ready tells whatever started this process that it is ready to serve; call it
-// once initialization is over.
+// Ready tells whatever started this process that it is ready to serve. Call it
+// once initialization is over. What it does is up to the environment, as the
+// package documentation says; on systems other than Unix it returns nil.
 //
-//   - With UPSTART_JOB set it stops the process by SIGSTOP (init(5)'s `expect
-//     stop`) and returns once upstart has continued it. A later Ready does
-//     nothing.
-//   - With NOTIFY_SOCKET set it sends READY=1, STATUS=ready and MAINPID=; a
-//     field that is given takes the place of the one with its key, others
-//     follow. A later Ready sends again: that is the end of a reload, also of a
-//     failed one (see [Reloading]). It waits at most 90 seconds for a supervisor
-//     that does not read.
-//   - With neither it detaches: the program is started again in the background,
-//     and the caller's shell gets its prompt back, with exit status 0, once
-//     that daemon in turn calls Ready. See [Detach]. A later Ready does nothing.
-//     A process that something holds on to stays in the foreground instead: one
-//     that is PID 1, or was started by it or from outside its PID namespace (a
-//     container), one that systemd itself executed (SYSTEMD_EXEC_PID), or one
-//     that has called [Foreground].
+//   - Upstart: Ready stops the process by SIGSTOP and returns once upstart has
+//     continued it. A later Ready does nothing.
+//   - Systemd: Ready sends READY=1, STATUS and MAINPID, and then the fields. A
+//     field takes the place of one with its key. STATUS is that of the Ready before,
+//     or "ready". MAINPID is left out behind a wrapper, that is if SYSTEMD_EXEC_PID
+//     names another process, and for PID 1. A later Ready sends again: that is the
+//     end of a reload, even of one that failed (see [Reloading]).
+//   - Descriptor: Ready writes READY=1 and a newline to NOTIFY_FD, a pipe or a
+//     socket that was open when the program started, and closes it. A later Ready
+//     does nothing.
+//   - None: Ready detaches (see [Detach]), or stays if something holds on to this
+//     process. A later Ready does nothing.
 //
-// A supervisor that is there but cannot be told is an error, never a reason to
-// detach; so is a detach in a `go test` run, in a setuid program, where user,
-// group or root directory have changed, where one of [Files] is closed, or where
-// the program has removed its supervisor's variables other than by
-// [UnsetEnvironment]. Errors name the operation and the address and wrap the
-// error number, for [errors.Is]; no room in the supervisor's queue wraps
-// [os.ErrDeadlineExceeded]. On systems other than Unix Ready returns nil.
+// Ready returns an error, and does not detach, in a test binary, in a library
+// that a foreign program has loaded, in a setuid program, if user, group or root
+// directory have changed, if a descriptor that the supervisor passed is closed, or
+// if the program has removed its supervisor's variables other than by
+// [UnsetEnvironment].
 func Ready(fields ...Field) error {
 	if err := tellLauncher(); err != nil {
 		return err
@@ -143,9 +138,7 @@ func Ready(fields ...Field) error {
 
 // Reloading tells the supervisor that the program reloads its configuration
 // (RELOADING=1, and MONOTONIC_USEC for Type=notify-reload). [Ready] must follow,
-// also when the reload failed. Where the supervisor does not listen it does
-// nothing and returns nil; it waits at most 90 seconds for one that does not
-// read.
+// even if the reload failed.
 func Reloading(fields ...Field) error {
 	usec, ok := monotonic()
 	own := []Field{
@@ -159,17 +152,14 @@ func Reloading(fields ...Field) error {
 }
 
 // Stopping tells the supervisor that the program begins to shut down
-// (STOPPING=1). Where the supervisor does not listen it does nothing and
-// returns nil; it waits at most 90 seconds for one that does not read.
+// (STOPPING=1).
 func Stopping(fields ...Field) error {
 	return notify(nil, patient, &stoppingVerb, fields)
 }
 
 // Fail tells the supervisor why the program is about to fail: STATUS is the
-// error's text and, where err wraps a [syscall.Errno], ERRNO its number. It
-// does not exit. For a nil err, and where the supervisor does not listen, it
-// does nothing and returns nil; it waits at most 5 seconds for one that does
-// not read.
+// error's text and, if err wraps a [syscall.Errno], ERRNO is its number. Fail does
+// not exit. It does nothing for a nil err.
 func Fail(err error) error {
 	if err == nil || Detect() != Systemd {
 		return nil
@@ -181,9 +171,7 @@ func Fail(err error) error {
 	return Notify(fields...)
 }
 
-// Notify sends just these fields, or nothing where there is none. Where the
-// supervisor does not listen it does nothing and returns nil; it waits at most
-// 5 seconds for one that does not read.
+// Notify sends just these fields, or nothing if there are none.
 func Notify(fields ...Field) error {
 	if len(fields) == 0 {
 		return nil

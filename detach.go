@@ -106,7 +106,12 @@ var detaching sync.Mutex
 // detach returns nil if this process is to stay as it is; otherwise it does not
 // return, or returns why it could not detach. verb is Ready or Detach.
 func detach(verb string) error {
-	if detached.isDaemon || staysInForeground() {
+	switch {
+	case detached.isDaemon:
+		return nil
+	case atStart.supervisor != None: // it is there, and cannot be told
+		return failed("detach", atStart.args[0], errUnset)
+	case staysInForeground():
 		return nil
 	}
 	if err := mayDetach(); err != nil {
@@ -121,8 +126,6 @@ func mayDetach() error {
 	switch {
 	case secure():
 		return errSecure
-	case atStart.supervisor != None: // it is there, and cannot be told
-		return errUnset
 	case !sameRights():
 		return errRights
 	case detachedByCopy():

@@ -45,14 +45,15 @@ func keepPassed() {
 // Files returns the descriptors that the supervisor passed: those of socket
 // activation and those that [StoreFiles] stored before a restart. There are
 // LISTEN_FDS of them if LISTEN_PID is this process, and each file's Name is the
-// one in LISTEN_FDNAMES, or "unknown" as in sd_listen_fds_with_names(3). They
-// are marked close-on-exec. Use [net.FileListener] or [net.FilePacketConn] on
+// one in LISTEN_FDNAMES, or "unknown" as in sd_listen_fds_with_names(3). Files
+// marks them close-on-exec. Use [net.FileListener] or [net.FilePacketConn] on
 // a socket.
 //
-// Each call returns the same files, also after [UnsetEnvironment]; the caller
-// owns them and may close them. Where none was passed it returns nil; where the
-// environment promises more than were passed, it returns those in front of the
-// first that was not (or that the program itself has marked close-on-exec).
+// Each call returns the same files, even after [UnsetEnvironment]; the caller
+// owns them and may close them. Files returns nil if none was passed, or if
+// LISTEN_PID or LISTEN_FDS is malformed. If the environment promises more than
+// were passed, it returns those in front of the first that was not, or that the
+// program itself has marked close-on-exec.
 func Files() []*os.File {
 	passed.Lock()
 	defer passed.Unlock()
@@ -77,7 +78,7 @@ func takeFiles() (files []*os.File) {
 }
 
 func nameOf(i int, names []string) string {
-	if i < len(names) {
+	if i < len(names) && names[i] != "" {
 		return names[i]
 	}
 	return "unknown"
@@ -112,7 +113,7 @@ func passFilesOn() (takeBack func(), missing string) {
 		flags, _ := unix.FcntlInt(uintptr(c.fd), unix.F_GETFD, 0)
 		if !c.valid() {
 			takeBack()
-			return nil, c.name
+			return nil, c.name + " (descriptor " + strconv.Itoa(c.fd) + ")"
 		}
 		if flags&unix.FD_CLOEXEC != 0 {
 			_, _ = unix.FcntlInt(uintptr(c.fd), unix.F_SETFD, 0)
@@ -126,7 +127,7 @@ func passFilesOn() (takeBack func(), missing string) {
 // unix(7)).
 const maxRights = 253
 
-// StoreFiles has the supervisor keep files under name (FDSTORE=1 and FDNAME)
+// StoreFiles asks the supervisor to keep files under name (FDSTORE=1 and FDNAME)
 // and pass them to the service's next process, where [Files] returns them. The
 // unit needs FileDescriptorStoreMax=, and systemd drops a stored descriptor
 // once its other end hangs up. The caller keeps its own descriptors and may
@@ -134,9 +135,7 @@ const maxRights = 253
 //
 // The name is 1 to 255 printable ASCII characters without ':', or the error
 // wraps [syscall.EINVAL]; a closed file is an error that wraps [os.ErrClosed].
-// Nothing is sent then. Where no supervisor listens, or without files, it does
-// nothing and returns nil; it waits at most 5 seconds for one that does not
-// read.
+// Nothing is sent then, nor without files.
 func StoreFiles(name string, files ...*os.File) error {
 	who, address := supervisor()
 	if who != Systemd {
@@ -163,10 +162,9 @@ func StoreFiles(name string, files ...*os.File) error {
 	return nil
 }
 
-// RemoveFiles has the supervisor close the files that it keeps under name
-// (FDSTOREREMOVE=1 and FDNAME). A name that [StoreFiles] would not take is an
-// error which wraps [syscall.EINVAL]. Where no supervisor listens it does nothing
-// and returns nil; it waits at most 5 seconds for one that does not read.
+// RemoveFiles asks the supervisor to close the files that it keeps under name
+// (FDSTOREREMOVE=1 and FDNAME). The error wraps [syscall.EINVAL] for a name that
+// [StoreFiles] would not take.
 func RemoveFiles(name string) error {
 	who, address := supervisor()
 	if who != Systemd {

@@ -52,11 +52,12 @@ func staysInForeground() bool {
 }
 
 // inSessionOfPID1 reports whether this is a container whose entry point is a
-// script, or an init that gives its children no session of their own.
+// script, or an init that gives its children no session of their own. systemd
+// gives none to mount(8), whose helpers must go into the background.
 func inSessionOfPID1() bool {
 	own, err := unix.Getsid(0)
 	first, err1 := unix.Getsid(1)
-	return err == nil && err1 == nil && own == first
+	return err == nil && err1 == nil && own == first && readFile("/proc/1/comm") != "systemd\n"
 }
 
 // startedByPID1 tells a child of PID 1 from an orphan that it inherited, such as

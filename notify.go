@@ -238,7 +238,7 @@ func (s *socket) connect() error {
 // and exits calls it in between, or systemd may no longer know whose the
 // notification was. A receiver that ends lets go, too.
 //
-// If ctx ends first the error wraps its Err; without a deadline Barrier may wait
+// If ctx ends first, the error wraps its Err. Without a deadline Barrier may wait
 // for ever.
 func Barrier(ctx context.Context) error {
 	who, address := supervisor()

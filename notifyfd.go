@@ -36,7 +36,7 @@ func writeReady(value string) error {
 	if number, err := strconv.Atoi(value); err != nil || number < 0 {
 		return failed("parse NOTIFY_FD", strconv.Quote(value), unix.EINVAL)
 	} else if number != fd || !notifyFD.passed.valid() {
-		return failed("write to NOTIFY_FD, which must be a pipe or a socket that is open when the program starts", value, unix.EBADF)
+		return failed("write to NOTIFY_FD", value+" (no pipe or socket that was open for writing at start)", unix.EBADF)
 	}
 	// One write: finit reads once. A pipe that is full has no supervisor at its end.
 	if err := writeNow(fd, "READY=1\n"); err != nil {

@@ -9,10 +9,8 @@ import (
 	"time"
 )
 
-// Heartbeat tells the supervisor that the program is alive (WATCHDOG=1). Where
-// the supervisor does not listen it does nothing and returns nil; it waits at
-// most 5 seconds for one that does not read. See [RunWatchdog] for a loop that
-// calls it.
+// Heartbeat tells the supervisor that the program is alive (WATCHDOG=1).
+// [RunWatchdog] calls it in a loop.
 func Heartbeat() error {
 	return notify(nil, brief, &heartbeatVerb, nil)
 }
@@ -24,12 +22,11 @@ var (
 )
 
 // WatchdogTimeout returns the time within which the supervisor wants to see a
-// heartbeat (WATCHDOG_USEC, see sd_watchdog_enabled(3)); beat at half of it.
-// It is 0 where the watchdog is off: WATCHDOG_USEC is not set, or WATCHDOG_PID
-// names another process. A WATCHDOG_USEC that is 0, not a number of
-// microseconds or above 2^63-1, or a WATCHDOG_PID that is no process id, is an
-// error which wraps [syscall.EINVAL]. What a [time.Duration] cannot hold is cut
-// to the longest that it can (292 years).
+// heartbeat (WATCHDOG_USEC, see sd_watchdog_enabled(3)); beat at half of it. It is
+// 0 if the watchdog is off: WATCHDOG_USEC is not set, or WATCHDOG_PID names another
+// process. The error wraps [syscall.EINVAL] if WATCHDOG_USEC is 0, not a number of
+// microseconds or above 2^63-1, or WATCHDOG_PID is no process id. A timeout is cut
+// to the longest [time.Duration] (292 years).
 func WatchdogTimeout() (time.Duration, error) {
 	value := getenv("WATCHDOG_USEC")
 	if value == "" {
@@ -53,15 +50,14 @@ func WatchdogTimeout() (time.Duration, error) {
 
 // RunWatchdog sends a heartbeat at once and then every half of
 // [WatchdogTimeout] for as long as healthy returns nil; a nil healthy means
-// always. Where healthy returns an error the beat is left out and the error
-// shown as STATUS, which the next success clears; it is called again after an
-// eighth of the timeout then. Where it blocks there is no beat either, and the
-// supervisor restarts the service. A beat that cannot be sent is no reason to
-// stop: the next one may get through.
+// always. If healthy returns an error, RunWatchdog leaves the beat out, shows the
+// error as STATUS, and asks again after an eighth of the timeout. The next success
+// puts back the status that was said last. If healthy blocks there is no beat
+// either, and the supervisor restarts the service. A beat that cannot be sent is no
+// reason to stop: the next one may get through.
 //
-// It returns nil when ctx ends, even while healthy blocks, and at once where
-// the watchdog is off; a malformed environment is the one error (see
-// [WatchdogTimeout]).
+// RunWatchdog returns nil when ctx ends, even while healthy blocks, and at once if
+// the watchdog is off. Its only error is that of WatchdogTimeout.
 func RunWatchdog(ctx context.Context, healthy func() error) error {
 	timeout, err := WatchdogTimeout()
 	if timeout == 0 {

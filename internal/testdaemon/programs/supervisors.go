@@ -66,9 +66,10 @@ func moveTo(from, to int) error {
 	return unix.Close(from)
 }
 
-// childFiles tells what files a child process has inherited.
+// childFiles tells what files a child process has inherited. One that the shell
+// has open for a moment, to read the directory, may be gone.
 func childFiles() string {
-	out, err := exec.Command("sh", "-c", "readlink /proc/$$/fd/*").Output()
+	out, err := exec.Command("sh", "-c", "readlink /proc/$$/fd/*; true").Output()
 	if err != nil {
 		return err.Error()
 	}
