@@ -356,9 +356,15 @@ func TestStopIsForTheWholeService(t *testing.T) {
 }
 
 func TestWhatAServiceLeavesBehindIsKilled(t *testing.T) {
-	u := StartService(t, shell("(trap '' TERM; sleep 60) & setsid sleep 60 & echo up; read x; sleep 0.05; exit 0"))
+	cmd := shell("(trap '' TERM; sleep 60) & setsid sleep 60 & echo up; read x; exit 0")
+	stdin := untilClosed(t, cmd)
+	u := StartService(t, cmd)
 	eventually(t, "it is up", func() bool { return u.Output() == "up\n" })
 	pids := u.Processes()
+	if len(pids) < 3 {
+		t.Errorf("processes %v", pids)
+	}
+	stdin.Close()
 	u.Wait(t.Context())
 	for _, pid := range pids {
 		eventually(t, "it has ended", func() bool { return !exists(pid) })
@@ -436,10 +442,7 @@ func TestServiceThatIsNotRestarted(t *testing.T) {
 		u.Restart(t.Context())
 		u.Restart(t.Context())
 	}, "has not been restarted", "done already")
-	path := filepath.Join(t.TempDir(), "service")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec sleep 60"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	path := script(t, "exec sleep 60")
 	failing(t, func(ft TB) {
 		u := StartService(ft, exec.Command(path))
 		if err := os.Remove(path); err != nil {

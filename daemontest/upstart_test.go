@@ -366,10 +366,7 @@ func TestJobThatIsNotRespawned(t *testing.T) {
 		}
 	})
 	t.Run("missing", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "job")
-		if err := os.WriteFile(path, []byte("#!/bin/sh\nkill -STOP $$; exec sleep 60"), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		path := script(t, "kill -STOP $$; exec sleep 60")
 		failing(t, func(ft TB) {
 			j := Upstart(ft, exec.Command(path))
 			if err := os.Remove(path); err != nil {
@@ -404,11 +401,14 @@ func TestJobThatIsNotRespawned(t *testing.T) {
 }
 
 func TestWhatAJobLeavesBehindEndsWithIt(t *testing.T) {
-	j := Upstart(t, shell("(trap '' TERM; sleep 60) & setsid sleep 60 & kill -STOP $$; sleep 0.05"))
+	cmd := shell("(trap '' TERM; sleep 60) & setsid sleep 60 & kill -STOP $$; read x")
+	stdin := untilClosed(t, cmd)
+	j := Upstart(t, cmd)
 	pids := j.parent.processes()
 	if len(pids) < 3 {
 		t.Errorf("processes %v", pids)
 	}
+	stdin.Close()
 	for _, pid := range pids {
 		eventually(t, "it has ended", func() bool { return !exists(pid) })
 	}
