@@ -38,10 +38,10 @@ func init() {
 var serviceSteps = map[string]func(text string){
 	"say": func(text string) { must(send(os.Getenv("NOTIFY_SOCKET"), text)) },
 	"store": func(text string) {
-		path, name, _ := strings.Cut(text, " ")
+		path, name, _ := strings.Cut(text, " FDNAME=")
 		file, err := os.OpenFile(path, os.O_RDWR, 0)
 		must(err)
-		must(send(os.Getenv("NOTIFY_SOCKET"), "FDSTORE=1\n"+name, int(file.Fd())))
+		must(send(os.Getenv("NOTIFY_SOCKET"), "FDSTORE=1\nFDNAME="+name, int(file.Fd())))
 	},
 	"store-again": func(text string) { // what it was passed
 		must(send(os.Getenv("NOTIFY_SOCKET"), "FDSTORE=1\nFDNAME="+text, 3))
@@ -347,7 +347,7 @@ func TestServiceIsStopped(t *testing.T) {
 
 func TestStopIsForTheWholeService(t *testing.T) {
 	marker := filepath.Join(t.TempDir(), "marker")
-	u := StartService(t, shell(`sh -c 'trap "echo got TERM >$1; exit" TERM; echo up; while :; do sleep 0.01; done' sh "$1"; true`, marker))
+	u := StartService(t, shell(`sh -c 'trap "echo got TERM >\"\$1\"; exit" TERM; echo up; while :; do sleep 0.01; done' sh "$1"; true`, marker))
 	eventually(t, "the child is up", func() bool { return u.Output() == "up\n" })
 	u.Stop(t.Context())
 	if text, err := os.ReadFile(marker); string(text) != "got TERM\n" && err == nil {
@@ -429,7 +429,7 @@ func TestServiceThatIsNotRestarted(t *testing.T) {
 	marker := filepath.Join(t.TempDir(), "marker")
 	cmd := func(then string) *exec.Cmd {
 		os.Remove(marker)
-		cmd := shell(`[ -e $1 ] && { `+then+`; }; echo >$1; exec "$0" "say READY=1" sleep`, marker)
+		cmd := shell(`[ -e "$1" ] && { `+then+`; }; echo >"$1"; exec "$0" "say READY=1" sleep`, marker)
 		cmd.Args[3] = program(t, "service").Path
 		cmd.Env = append(os.Environ(), testProgram+"=service")
 		return cmd

@@ -266,8 +266,8 @@ func TestJobIsRespawned(t *testing.T) {
 	left := filepath.Join(t.TempDir(), "left")
 	var out bytes.Buffer
 	cmd := shell(`read line; echo "$line $UPSTART_JOB"
-		[ ! -e $1 ] || ! kill -0 $(cat $1) 2>/dev/null || echo "something is left"
-		(trap '' TERM; exec setsid sleep 60) & echo $! >$1
+		[ ! -e "$1" ] || ! kill -0 $(cat "$1") 2>/dev/null || echo "something is left"
+		(trap '' TERM; exec setsid sleep 60) & echo $! >"$1"
 		kill -STOP $$; exec sleep 60`, left)
 	cmd.Stdin, cmd.Stdout = strings.NewReader("1\n2\n3\n4\n5\n"), &out
 	j := Upstart(t, cmd)
@@ -335,7 +335,7 @@ func TestRespawnedJobIsEndedGently(t *testing.T) {
 func TestJobThatIsNotRespawned(t *testing.T) {
 	// What stops only at its first run, and then does something else.
 	once := func(then string) *exec.Cmd {
-		return shell("[ -e $1 ] || { echo >$1; kill -STOP $$; exec sleep 60; }; echo a word; "+then, filepath.Join(t.TempDir(), "ran"))
+		return shell("[ -e \"$1\" ] || { echo >\"$1\"; kill -STOP $$; exec sleep 60; }; echo a word; "+then, filepath.Join(t.TempDir(), "ran"))
 	}
 	for _, test := range []struct {
 		name  string

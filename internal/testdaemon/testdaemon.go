@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -32,6 +33,17 @@ import (
 // Patience is how long anything may take that should happen at all. Other work
 // may have the processors meanwhile.
 const Patience = 60 * time.Second
+
+// Sockets have short paths, and shells split words: for both a TMPDIR may be too
+// much.
+func init() {
+	if regexp.MustCompile(`^[\w/.-]{0,40}$`).MatchString(os.TempDir()) {
+		return
+	}
+	if unix.Access("/tmp", unix.W_OK|unix.X_OK) == nil {
+		os.Setenv("TMPDIR", "/tmp")
+	}
+}
 
 // Run runs the tests, and removes what they have built and booted.
 func Run(m *testing.M) (code int) {
