@@ -49,6 +49,15 @@ func shell(script string, args ...string) *exec.Cmd {
 	return exec.Command("/bin/sh", append([]string{"-c", script, "sh"}, args...)...)
 }
 
+// skip skips a test for what this machine lacks, or fails it if that is forbidden.
+func skip(t *testing.T, reason string) {
+	t.Helper()
+	if os.Getenv("DAEMON_TEST_NO_SKIP") != "" {
+		t.Fatal(reason, " (and DAEMON_TEST_NO_SKIP is set)")
+	}
+	t.Skip(reason)
+}
+
 // script makes an executable file of a script.
 func script(t *testing.T, text string) (path string) {
 	t.Helper()

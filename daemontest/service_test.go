@@ -581,7 +581,7 @@ func TestManyServicesAtOnce(t *testing.T) {
 
 func TestServiceRunsAsAnotherUser(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root can start a program as another user")
+		skip(t, "only root can start a program as another user")
 	}
 	cmd := shell(`id -u; echo $LISTEN_PID $$; exec sleep 60`)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}

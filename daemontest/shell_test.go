@@ -443,7 +443,7 @@ func TestNothingOutlivesAKilledTest(t *testing.T) {
 
 func TestCommandRunsAsAnotherUser(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root can start a program as another user")
+		skip(t, "only root can start a program as another user")
 	}
 	cmd := shell("id -u; setsid sleep 60 &")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}

@@ -167,7 +167,7 @@ func TestAnyUserMayNotify(t *testing.T) {
 		}
 	}
 	if os.Getuid() != 0 {
-		t.Skip("only root can start a program as another user")
+		skip(t, "only root can start a program as another user")
 	}
 	const nobody = 65534
 	cmd := program(t, "notify", "READY=1")
@@ -366,7 +366,7 @@ func TestSystemdLeavesNothing(t *testing.T) {
 func TestOtherSendersAreUnderstood(t *testing.T) {
 	path, err := exec.LookPath("systemd-notify")
 	if err != nil {
-		t.Skip(err)
+		skip(t, err.Error())
 	}
 	s := Systemd(t)
 	var out bytes.Buffer
