@@ -34,9 +34,11 @@ import (
 // may have the processors meanwhile.
 const Patience = 60 * time.Second
 
-// Sockets have short paths, and shells split words: for both a TMPDIR may be too
-// much.
+// Wherever the tests run, they find what most machines have. Other users execute
+// what they write. Sockets have short paths, and shells split words: for both a
+// TMPDIR may be too much.
 func init() {
+	unix.Umask(0o022)
 	if regexp.MustCompile(`^[\w/.-]{0,40}$`).MatchString(os.TempDir()) {
 		return
 	}
