@@ -58,6 +58,25 @@ func skip(t *testing.T, reason string) {
 	t.Skip(reason)
 }
 
+const nobody = 65534
+
+// asNobody has the command run as another user, who can execute this test binary
+// then, whatever the umask was when it was built.
+func asNobody(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		skip(t, "only root can start a program as another user")
+	}
+	exe, err := os.Executable()
+	if err == nil {
+		err = os.Chmod(exe, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+}
+
 // script makes an executable file of a script.
 func script(t *testing.T, text string) (path string) {
 	t.Helper()

@@ -580,11 +580,8 @@ func TestManyServicesAtOnce(t *testing.T) {
 }
 
 func TestServiceRunsAsAnotherUser(t *testing.T) {
-	if os.Getuid() != 0 {
-		skip(t, "only root can start a program as another user")
-	}
 	cmd := shell(`id -u; echo $LISTEN_PID $$; exec sleep 60`)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	asNobody(t, cmd)
 	u := StartService(t, cmd, Pass("x", os.Stdin))
 	want := fmt.Sprintf("65534\n%d %d\n", u.PID, u.PID)
 	eventually(t, "it has printed "+want, func() bool { return u.Output() == want })
