@@ -70,8 +70,10 @@ func openSocket() (fd int, err error) {
 // descriptor left for it.
 func openPipe() (r, w int, err error) {
 	var fds [2]int
-	err = unix.Pipe2(fds[:], unix.O_CLOEXEC)
-	return fds[0], fds[1], err
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return -1, -1, err
+	}
+	return movePipeHigh(fds[0], fds[1])
 }
 
 // duplicateFrom duplicates fd, as close-on-exec, to the next free number.

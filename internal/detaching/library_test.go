@@ -118,6 +118,14 @@ func Tell() string { return tell() }
 
 func main() {}
 ` + tell,
+	"host/use.go": `//go:build usedaemon
+
+package main
+
+import "github.com/seed-10280e03/daemon"
+
+var _ = daemon.Detect()
+`,
 	"host/host.go": `package main
 
 import (
@@ -171,10 +179,15 @@ func TestLibraryDoesNotStartItsHostAgain(t *testing.T) {
 			compile(t, "-o", "archive-host", "host.c", "archive.a", "-lpthread")
 			return []string{filepath.Join(dir, "archive-host")}
 		},
-		"plugin": func(t *testing.T) []string {
+		"plugin, and the host does not use the package": func(t *testing.T) []string {
 			build(t, "-buildmode=plugin", "-o", "plugin.so", "./plugin")
 			build(t, "-o", "plugin-host", "./host")
 			return []string{filepath.Join(dir, "plugin-host"), filepath.Join(dir, "plugin.so")}
+		},
+		"plugin, and the host uses the package": func(t *testing.T) []string {
+			build(t, "-buildmode=plugin", "-o", "plugin.so", "./plugin")
+			build(t, "-tags=usedaemon", "-o", "using-host", "./host")
+			return []string{filepath.Join(dir, "using-host"), filepath.Join(dir, "plugin.so")}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
