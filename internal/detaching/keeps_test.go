@@ -93,7 +93,7 @@ func TestPassedSocketThatAnotherPackageHasTakenIsNotLost(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ take, refusal string }{
 		{"take-files", ""},
-		{"take-listener", "pass on unknown: file already closed"},
+		{"take-listener", "pass on unknown (descriptor 3): file already closed"},
 	} {
 		for _, verb := range []string{"ready", "detach"} {
 			t.Run(test.take+"/"+verb, func(t *testing.T) {
@@ -284,7 +284,7 @@ func TestFailedReadyLeavesTheProcessAsItWas(t *testing.T) {
 			func(p *testdaemon.Puppet, _ string) { p.Do("limit-stack 131072") },
 			func(p *testdaemon.Puppet, _ string) { p.Do("limit-stack 8388608") }, "argument list too long"},
 		{"descriptor closed", nil,
-			func(p *testdaemon.Puppet, _ string) { p.Do("close 4") }, nil, "pass on two: file already closed"},
+			func(p *testdaemon.Puppet, _ string) { p.Do("close 4") }, nil, "pass on two (descriptor 4): file already closed"},
 	} {
 		for _, verb := range []string{"ready", "detach"} {
 			t.Run(test.name+"/"+verb, func(t *testing.T) {
