@@ -251,6 +251,9 @@ func prepareExec() (restore func()) {
 		// the signal back.
 		t.action = setAction(t.signal, ignoreAction)
 	}
+	// A handler that runs in another thread would end in the execve, and its
+	// signal be lost.
+	quit, term := setAction(unix.SIGQUIT, defaultAction), setAction(unix.SIGTERM, defaultAction)
 	var actions [len(keptSignals)]sigaction
 	for i, signal := range keptSignals {
 		action := defaultAction
@@ -260,6 +263,8 @@ func prepareExec() (restore func()) {
 		actions[i] = setAction(signal, action)
 	}
 	return func() {
+		rtSigaction(unix.SIGQUIT, &quit, nil)
+		rtSigaction(unix.SIGTERM, &term, nil)
 		for i, signal := range keptSignals {
 			rtSigaction(signal, &actions[i], nil)
 		}
