@@ -76,6 +76,7 @@
 package daemon
 
 import (
+	"strconv"
 	"strings"
 	"time"
 )
@@ -88,13 +89,27 @@ const (
 	brief   = 5 * time.Second
 )
 
+// verb is what a call says by itself, before its caller's fields.
+type verb struct {
+	own             []Field // its assignments but for
+	status, mainPID *Field  // these two; nil: none
+	is              verbID
+}
+
+// verbID tells apart the verbs that are more than their words. To keep a pointer
+// would move them all to the heap.
+type verbID uint8
+
+const (
+	otherVerb verbID = iota
+	ready            // the next one says its status again
+	readyMain        // ready with MAINPID
+	heartbeat
+	complaint // RunWatchdog takes its status back
+)
+
 var (
-	readyVerb = verb{
-		own:     []Field{{key: "READY", text: "1"}},
-		status:  &notifier.socket.ready,
-		isReady: true,
-		id:      idReady,
-	}
+	readyVerb    = verb{is: ready, own: []Field{{key: "READY", text: "1"}}, status: &notifier.readyStatus}
 	stoppingVerb = verb{own: []Field{{key: "STOPPING", text: "1"}}}
 	notifyVerb   = verb{}
 )
@@ -184,33 +199,10 @@ func Notify(fields ...Field) error {
 // the call that it is given to return an error, which names the field, says what
 // is wrong with it and wraps [syscall.EINVAL].
 type Field struct {
-	key     string
+	key     string // empty: the field cannot be sent, and text says why
 	text    string
 	number  int64
 	numeric bool // the value is number, not text
-	broken  rule // 0: none
-}
-
-// rule is one that a field may break.
-type rule uint8
-
-const (
-	rulePID rule = 1 + iota
-	ruleErrno
-	ruleDuration
-	ruleKey
-	ruleDescriptor
-	ruleValue
-)
-
-var rules = [...]string{
-	"a Field is made by a function of this package",
-	rulePID:        "a process id is at least 1",
-	ruleErrno:      "an error number is 0 to 4095",
-	ruleDuration:   "a duration is not negative",
-	ruleKey:        "a key is made of A to Z, 0 to 9 and _, and does not begin with a digit",
-	ruleDescriptor: "this assignment needs a descriptor",
-	ruleValue:      "a value holds no newline, carriage return or NUL",
 }
 
 // Status is what the supervisor shows people of the service (STATUS), in one
@@ -222,13 +214,13 @@ func Status(text string) Field { return Field{key: "STATUS", text: text} }
 // MainPID is the id of the process that the supervisor is to watch (MAINPID).
 // A pid below 1 is invalid.
 func MainPID(pid int) Field {
-	return integer("MAINPID", int64(pid), pid >= 1, rulePID)
+	return integer("MAINPID", int64(pid), pid >= 1, "a process id is at least 1")
 }
 
 // Errno is the error number, see errno(3), because of which the service fails
 // (ERRNO). systemd ignores one outside of 0 to 4095, so that is invalid.
 func Errno(errno int) Field {
-	return integer("ERRNO", int64(errno), 0 <= errno && errno <= maxErrno, ruleErrno)
+	return integer("ERRNO", int64(errno), 0 <= errno && errno <= maxErrno, "an error number is 0 to 4095")
 }
 
 const maxErrno = 4095 // MAX_ERRNO of Linux
@@ -243,14 +235,14 @@ func BusError(name string) Field { return Field{key: "BUSERROR", text: name} }
 // or stop, no sooner than d from now (EXTEND_TIMEOUT_USEC, in whole
 // microseconds). A negative d is invalid.
 func ExtendTimeout(d time.Duration) Field {
-	return integer("EXTEND_TIMEOUT_USEC", d.Microseconds(), d >= 0, ruleDuration)
+	return integer("EXTEND_TIMEOUT_USEC", d.Microseconds(), d >= 0, "a duration is not negative")
 }
 
-func integer(key string, value int64, ok bool, r rule) Field {
-	if ok {
-		r = 0
+func integer(key string, value int64, ok bool, rule string) Field {
+	if !ok {
+		return Field{text: key + "=" + strconv.FormatInt(value, 10) + ": " + rule}
 	}
-	return Field{key: key, number: value, numeric: true, broken: r}
+	return Field{key: key, number: value, numeric: true}
 }
 
 // Set is any other assignment. The key is made of A to Z, 0 to 9 and _, and does
@@ -258,16 +250,18 @@ func integer(key string, value int64, ok bool, r rule) Field {
 // descriptor: see [Barrier] and [StoreFiles]. The value holds no newline,
 // carriage return or NUL. Any other key or value is invalid.
 func Set(key, value string) Field {
-	f := Field{key: key, text: value}
+	rule := ""
 	switch {
 	case !validKey(key):
-		f.broken = ruleKey
+		rule = "a key is made of A to Z, 0 to 9 and _, and does not begin with a digit"
 	case key == "BARRIER" || key == "FDSTORE" || key == "MAINPIDFD":
-		f.broken = ruleDescriptor
+		rule = "this assignment needs a descriptor"
 	case strings.ContainsAny(value, "\n\r\x00"):
-		f.broken = ruleValue
+		rule = "a value holds no newline, carriage return or NUL"
+	default:
+		return Field{key: key, text: value}
 	}
-	return f
+	return Field{text: strconv.Quote(key) + "=" + strconv.Quote(value) + ": " + rule}
 }
 
 func validKey(key string) bool {

@@ -84,7 +84,7 @@ func keepStart() {
 	s.directoryID, _ = identifyPath(".")
 	s.root, _ = identifyPath("/")
 	for fd := range s.standard {
-		s.standard[fd], _ = identify(fd)
+		s.standard[fd] = identify(fd)
 	}
 	for i, sig := range keptSignals {
 		s.ignored[i] = isIgnored(sig)
@@ -222,7 +222,7 @@ func directoryToRestore() (string, error) {
 // The launcher and the daemon find them replaced when they start.
 func replacedStandard() (bits int) {
 	for fd, then := range atStart.standard {
-		if now, err := identify(fd); err == nil && now != then {
+		if now := identify(fd); now != (identity{}) && now != then {
 			bits |= 1 << fd
 		}
 	}

@@ -68,7 +68,6 @@ var detached struct {
 func begin(m daemonMark) {
 	d := &detached
 	d.isDaemon, d.launcher, d.replaced = true, m.launcher, m.replaced
-	d.pipe, d.null = noFD, noFD
 	if unix.Getppid() != m.launcher {
 		return // it is gone, and the marker says nothing of this process
 	}
@@ -76,7 +75,7 @@ func begin(m daemonMark) {
 		d.pipe = inherit(m.pipe)
 	}
 	if null, err := openNull(); err == nil { // if not now, then by Ready
-		d.null = newCheckedFD(null)
+		d.null = checkedFD{null, identify(null)}
 	}
 	setName(m.name)
 	own := strconv.Itoa(m.launcher)
@@ -165,8 +164,8 @@ func leaveTerminal() error {
 		return failed("detach: setsid", "process "+strconv.Itoa(pid()), err)
 	}
 	for fd, then := range atStart.standard {
-		now, err := identify(fd)
-		if err == nil && (now != then || detached.replaced&(1<<fd) != 0) {
+		now := identify(fd)
+		if now != (identity{}) && (now != then || detached.replaced&(1<<fd) != 0) {
 			continue // a log file, perhaps
 		}
 		if err := duplicateTo(null, fd); err != nil {

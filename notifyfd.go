@@ -18,7 +18,6 @@ var notifyFD struct {
 
 // keepNotifyFD runs before main, which may open files of its own by that number.
 func keepNotifyFD() {
-	notifyFD.passed = noFD
 	if number, err := strconv.Atoi(getenv("NOTIFY_FD")); err == nil {
 		notifyFD.passed = inherit(number)
 	}

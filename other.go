@@ -18,20 +18,7 @@ func writeReady(string) error { return nil }
 
 func detach(string) error { return nil }
 
-type verb struct {
-	own                  []Field
-	status, mainPID      *Field
-	isReady, isComplaint bool
-	id                   int
-}
-
-const (
-	idReady = iota
-	idReadyMain
-	idHeartbeat
-)
-
-var notifier struct{ socket struct{ ready, said Field } }
+var notifier struct{ readyStatus, status Field }
 
 func notify(<-chan struct{}, time.Duration, *verb, []Field) error { return nil }
 

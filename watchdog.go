@@ -16,9 +16,9 @@ func Heartbeat() error {
 }
 
 var (
-	heartbeatVerb = verb{id: idHeartbeat, own: []Field{{key: "WATCHDOG", text: "1"}}}
-	complaintVerb = verb{isComplaint: true}
-	recoveryVerb  = verb{own: heartbeatVerb.own, status: &notifier.socket.said}
+	heartbeatVerb = verb{is: heartbeat, own: []Field{{key: "WATCHDOG", text: "1"}}}
+	complaintVerb = verb{is: complaint}
+	recoveryVerb  = verb{own: heartbeatVerb.own, status: &notifier.status}
 )
 
 // WatchdogTimeout returns the time within which the supervisor wants to see a
