@@ -148,7 +148,7 @@ func Ready(fields ...Field) error {
 	case Descriptor:
 		return writeReady(value)
 	}
-	return detach("Ready")
+	return detach(true)
 }
 
 // Reloading tells the supervisor that the program reloads its configuration

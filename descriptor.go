@@ -92,3 +92,19 @@ func duplicateHigh(fd int) (int, error) {
 	}
 	return duplicateFrom(fd, 3)
 }
+
+// uninterrupted repeats a system call that a signal has interrupted.
+func uninterrupted(call func() error) error {
+	err := call()
+	for err == unix.EINTR {
+		err = call()
+	}
+	return err
+}
+
+func write(fd int, text string) error {
+	return uninterrupted(func() error {
+		_, err := unix.Write(fd, []byte(text))
+		return err
+	})
+}

@@ -37,7 +37,7 @@ func Detach() error {
 	if Detect() != None || atStart.supervisor != None {
 		return nil
 	}
-	return detach("Detach")
+	return detach(false)
 }
 
 func init() {
@@ -48,9 +48,9 @@ func init() {
 	var d daemonMark
 	switch value := takeMarker(); {
 	case value == "":
-	case parse(value, &l) && l.pid == pid():
+	case l.parse(value) && l.pid == pid():
 		launch(l)
-	case parse(value, &d) && !startedByDaemonOf(d.launcher):
+	case d.parse(value) && !startedByDaemonOf(d.launcher):
 		begin(d)
 	}
 }
@@ -104,8 +104,8 @@ var (
 var detaching sync.Mutex
 
 // detach returns nil if this process is to stay as it is; otherwise it does not
-// return, or returns why it could not detach. verb is Ready or Detach.
-func detach(verb string) error {
+// return, or returns why it could not detach.
+func detach(byReady bool) error {
 	switch {
 	case detached.isDaemon:
 		return nil
@@ -119,7 +119,7 @@ func detach(verb string) error {
 	}
 	detaching.Lock()
 	defer detaching.Unlock()
-	return replace(verb)
+	return replace(byReady)
 }
 
 func mayDetach() error {
@@ -168,13 +168,13 @@ func checkProgram(cure string) error {
 }
 
 // replace executes the launcher in place of this program.
-func replace(verb string) error {
-	operation := "detach: "
-	if verb == "Ready" {
-		operation = "detach: " + advice + ": "
+func replace(byReady bool) error {
+	operation, mark := "detach: ", launcherMark{pid: pid(), replaced: replacedStandard(), name: commandName(pid())}
+	if byReady {
+		operation, mark.byReady = "detach: "+advice+": ", 1
 	}
-	directory, err := directoryToRestore()
-	if err != nil {
+	var err error
+	if mark.directory, err = directoryToRestore(); err != nil {
 		return failed(operation+"return to", atStart.directory, err)
 	}
 	path, err := program()
@@ -190,13 +190,10 @@ func replace(verb string) error {
 		return failed(operation+"pass on", missing, os.ErrClosed)
 	}
 	blocked, restore := prepareExec()
-	m := launcherMark{
-		pid: pid(), blocked: blocked, replaced: replacedStandard(),
-		verb: verb, name: commandName(), directory: directory,
-	}
+	mark.blocked = blocked
 	var limit unix.Rlimit // which Exec sets back to the caller's
 	errLimit := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
-	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), format(&m)))
+	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), mark.format()))
 	if errLimit == nil {
 		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
 	}
@@ -233,49 +230,26 @@ func replacedStandard() (bits int) {
 // process that it names. It is gone before main runs.
 const marker = "_DAEMON_DETACH"
 
-// A mark is what the marker says, to either of two roles.
-type mark interface {
-	parts() (role string, numbers []*int, texts []*string)
-}
-
-// format makes the variable: the copy of this package that it is for, the role,
-// the numbers, the lengths of the texts, and the texts, which may hold anything.
-func format(m mark) string {
-	role, numbers, texts := m.parts()
-	head, tail := marker+"="+packagePath()+":"+role, ":"
+// formatMarker makes the variable: the copy of this package that it is for, a
+// role, its numbers, and a text that may hold anything.
+func formatMarker(role, text string, numbers ...int) string {
+	value := marker + "=" + packagePath() + ":" + role + ":"
 	for _, number := range numbers {
-		head += ":" + strconv.Itoa(*number)
+		value += strconv.Itoa(number) + ":"
 	}
-	for _, text := range texts {
-		head += ":" + strconv.Itoa(len(*text))
-		tail += *text
-	}
-	return head + tail
+	return value + text
 }
 
-// parse reads what follows the package's path. It returns false if the marker is
-// for another role, or malformed.
-func parse(value string, m mark) bool {
-	role, numbers, texts := m.parts()
-	fields := strings.SplitN(value, ":", 1+len(numbers)+len(texts)+1)
-	if len(fields) < 1+len(numbers)+len(texts)+1 || fields[0] != role {
-		return false
+// parseMarker reads what follows the package's path. It returns false if the
+// marker is for another role, or malformed.
+func parseMarker(value, role string, numbers ...*int) (text string, ok bool) {
+	text, ok = strings.CutPrefix(value, role+":")
+	for _, number := range numbers {
+		digits, rest, found := strings.Cut(text, ":")
+		n, err := strconv.Atoi(digits)
+		*number, text, ok = n, rest, ok && found && err == nil
 	}
-	rest := fields[len(fields)-1]
-	for i, field := range fields[1 : len(fields)-1] {
-		n, err := strconv.Atoi(field)
-		switch {
-		case err != nil:
-			return false
-		case i < len(numbers):
-			*numbers[i] = n
-		case n < 0 || n > len(rest):
-			return false
-		default:
-			*texts[i-len(numbers)], rest = rest[:n], rest[n:]
-		}
-	}
-	return rest == ""
+	return text, ok
 }
 
 // takeMarker removes the marker from the environment and returns what it says to
@@ -287,7 +261,7 @@ func takeMarker() string {
 		return ""
 	}
 	path, value, _ := strings.Cut(value, ":")
-	if path != packagePath() && (parse(value, &launcherMark{}) || parse(value, &daemonMark{})) {
+	if path != packagePath() && (new(launcherMark).parse(value) || new(daemonMark).parse(value)) {
 		return ""
 	}
 	os.Unsetenv(marker)

@@ -17,12 +17,15 @@ type daemonMark struct {
 	launcher int // its pid
 	pipe     int // the descriptor through which to tell the launcher
 	replaced int // see replacedStandard
-
-	name string // what ps(1) shows
 }
 
-func (m *daemonMark) parts() (string, []*int, []*string) {
-	return "daemon", []*int{&m.launcher, &m.pipe, &m.replaced}, []*string{&m.name}
+func (m *daemonMark) format() string {
+	return formatMarker("daemon", "", m.launcher, m.pipe, m.replaced)
+}
+
+func (m *daemonMark) parse(value string) bool {
+	rest, ok := parseMarker(value, "daemon", &m.launcher, &m.pipe, &m.replaced)
+	return ok && rest == ""
 }
 
 // startedByDaemonOf reports whether this process inherited a marker: an
@@ -77,7 +80,7 @@ func begin(m daemonMark) {
 	if null, err := openNull(); err == nil { // if not now, then by Ready
 		d.null = checkedFD{null, identify(null)}
 	}
-	setName(m.name)
+	setName(commandName(m.launcher))
 	own := strconv.Itoa(m.launcher)
 	if os.Getenv("LISTEN_PID") == own {
 		os.Setenv("LISTEN_PID", strconv.Itoa(pid()))
@@ -137,12 +140,8 @@ func findLauncher() error {
 	return nil
 }
 
-func say(word byte) error {
-	_, err := unix.Write(detached.pipe.fd, []byte{word})
-	for err == unix.EINTR {
-		_, err = unix.Write(detached.pipe.fd, []byte{word})
-	}
-	if err != nil {
+func say(word string) error {
+	if err := write(detached.pipe.fd, word); err != nil {
 		return failed("detach: tell", "launcher", err)
 	}
 	return nil

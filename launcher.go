@@ -17,22 +17,32 @@ type launcherMark struct {
 	pid      int // of that process
 	blocked  int // see prepareExec
 	replaced int // see replacedStandard
+	byReady  int // 1 if Ready detaches, 0 if Detach does
 
-	verb      string // Ready or Detach
 	name      string // what ps(1) shows
 	directory string // where to start the daemon; empty: here
 }
 
-func (m *launcherMark) parts() (string, []*int, []*string) {
-	return "launcher", []*int{&m.pid, &m.blocked, &m.replaced}, []*string{&m.verb, &m.name, &m.directory}
+func (m *launcherMark) format() string {
+	return formatMarker("launcher", m.name+m.directory, m.pid, m.blocked, m.replaced, m.byReady, len(m.directory))
+}
+
+func (m *launcherMark) parse(value string) bool {
+	var length int
+	text, ok := parseMarker(value, "launcher", &m.pid, &m.blocked, &m.replaced, &m.byReady, &length)
+	if !ok || length < 0 || length > len(text) {
+		return false
+	}
+	m.name, m.directory = text[:len(text)-length], text[len(text)-length:]
+	return true
 }
 
 // What the launcher reads from the pipe: words of the daemon, and its own that
 // the daemon has ended. One reader of one pipe sees which came first.
 const (
-	wordReady = 'r'
-	wordGroup = 'g' // the daemon needs a process group that it can join
-	wordEnded = 'e'
+	wordReady = "r"
+	wordGroup = "g" // the daemon needs a process group that it can join
+	wordEnded = "e"
 )
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
@@ -50,13 +60,16 @@ func launch(m launcherMark) {
 	catch(signals)
 	unblock(m.blocked)
 	child := startDaemon(m, w)
-	passOnEarly(signals, child)
-	go passOnSignals(signals, child)
+	// All that came before there was a daemon to get it.
+	for range len(signals) {
+		_ = unix.Kill(child, (<-signals).(unix.Signal))
+	}
+	go passOn(signals, child)
 
 	ended := make(chan unix.WaitStatus, 1)
 	go func() {
 		ended <- waitFor(child)
-		_, _ = unix.Write(w, []byte{wordEnded})
+		_ = write(w, wordEnded)
 	}()
 	for word := hear(r); word != wordEnded; word = hear(r) {
 		switch word {
@@ -66,7 +79,7 @@ func launch(m launcherMark) {
 			_ = unix.Setpgid(0, 0)
 		}
 	}
-	endLike(m.verb, <-ended)
+	endLike(<-ended, m.byReady == 1)
 }
 
 // catch has the signals that end a launcher delivered to c, except those that the
@@ -92,30 +105,18 @@ func startDaemon(m launcherMark, w int) (child int) {
 	defer unix.Close(pipe)
 	_, err = unix.FcntlInt(uintptr(pipe), unix.F_SETFD, 0)
 	exitOn("pass on", "pipe", err)
-	mark := daemonMark{launcher: pid(), pipe: pipe, replaced: m.replaced, name: m.name}
+	mark := daemonMark{launcher: pid(), pipe: pipe, replaced: m.replaced}
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
-		Env:   append(atStart.env, format(&mark)),
+		Env:   append(atStart.env, mark.format()),
 		Files: []uintptr{0, 1, 2},
 	})
 	exitOn("start", atStart.args[0], err)
 	return child
 }
 
-// passOnEarly passes on what came before there was a daemon to get it.
-func passOnEarly(signals <-chan os.Signal, daemon int) {
-	for {
-		select {
-		case s := <-signals:
-			_ = unix.Kill(daemon, s.(unix.Signal))
-		default:
-			return
-		}
-	}
-}
-
-// passOnSignals passes on what was sent to the launcher alone. The terminal's
+// passOn passes on what was sent to the launcher alone. The terminal's
 // signals are only caught: the daemon, in the same process group, got its own.
-func passOnSignals(signals <-chan os.Signal, child int) {
+func passOn(signals <-chan os.Signal, child int) {
 	for s := range signals {
 		if s == unix.SIGTERM || s == unix.SIGHUP {
 			_ = unix.Kill(child, s.(unix.Signal))
@@ -124,34 +125,33 @@ func passOnSignals(signals <-chan os.Signal, child int) {
 }
 
 func waitFor(child int) (status unix.WaitStatus) {
-	for {
+	err := uninterrupted(func() error {
 		_, err := unix.Wait4(child, &status, 0, nil)
-		if err != unix.EINTR {
-			exitOn("wait for", "process "+strconv.Itoa(child), err)
-			return status
-		}
-	}
+		return err
+	})
+	exitOn("wait for", "process "+strconv.Itoa(child), err)
+	return status
 }
 
 // hear waits for a word.
-func hear(pipe int) byte {
-	var word [1]byte
-	_, err := unix.Read(pipe, word[:])
-	for err == unix.EINTR {
-		_, err = unix.Read(pipe, word[:])
-	}
+func hear(pipe int) string {
+	word := make([]byte, 1)
+	err := uninterrupted(func() error {
+		_, err := unix.Read(pipe, word)
+		return err
+	})
 	exitOn("read", "pipe", err)
-	return word[0]
+	return string(word)
 }
 
 // endLike ends the launcher the way the daemon ended before it was ready.
-func endLike(verb string, status unix.WaitStatus) {
+func endLike(status unix.WaitStatus, byReady bool) {
 	if status.Signaled() {
 		dieOf(status.Signal())
 		os.Exit(128 + int(status.Signal()))
 	}
 	code := status.ExitStatus()
-	if code == 0 && verb == "Ready" { // after Detach it may have been a --version
+	if code == 0 && byReady { // after Detach it may have been a --version
 		exitOn("detach", atStart.args[0], errors.New("exited with status 0 before it was ready"))
 	}
 	os.Exit(code)

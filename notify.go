@@ -177,12 +177,9 @@ func sendTo(fd int, encoded []byte, rights []int) error {
 		}
 		return nil
 	}
-	for {
-		err := unix.Sendmsg(fd, encoded, unix.UnixRights(rights...), nil, unix.MSG_NOSIGNAL)
-		if err != unix.EINTR {
-			return err
-		}
-	}
+	return uninterrupted(func() error {
+		return unix.Sendmsg(fd, encoded, unix.UnixRights(rights...), nil, unix.MSG_NOSIGNAL)
+	})
 }
 
 func (s *socket) connect() error {
@@ -202,10 +199,7 @@ func (s *socket) connect() error {
 		s.checkedFD = checkedFD{fd, identify(fd)}
 	}
 	// An @ stands for a NUL. Not unix.SockaddrUnix: it refuses the longest name.
-	err := syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: s.address})
-	for err == syscall.EINTR {
-		err = syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: s.address})
-	}
+	err := uninterrupted(func() error { return syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: s.address}) })
 	s.connected = err == nil
 	return err
 }

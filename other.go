@@ -16,7 +16,7 @@ func stopOnce() error { return nil }
 
 func writeReady(string) error { return nil }
 
-func detach(string) error { return nil }
+func detach(bool) error { return nil }
 
 var notifier struct{ readyStatus, status Field }
 

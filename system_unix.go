@@ -111,6 +111,6 @@ func loadedFile() string { return "" }
 
 // The program is executed by its own name.
 
-func commandName() string { return "" }
+func commandName(int) string { return "" }
 
 func setName(string) {}
