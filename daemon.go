@@ -8,8 +8,8 @@
 //     continues it (`expect stop` of init(5)).
 //   - NOTIFY_SOCKET is set: Ready sends READY=1, a status and the process id to
 //     systemd, or whatever else speaks the protocol of sd_notify(3).
-//   - NOTIFY_FD is set: Ready writes a line to that descriptor, on which s6, dinit,
-//     finit or OpenRC wait, and closes it.
+//   - NOTIFY_FD is set: Ready writes READY=1 and a newline to that descriptor, a
+//     pipe or a socket on which s6, dinit, finit or OpenRC wait, and closes it.
 //   - None is set: the program detaches from its terminal, and the command returns
 //     to the shell with exit status 0 once the program is ready (daemon(7)).
 //
@@ -118,18 +118,12 @@ var (
 // once initialization is over. What it does is up to the environment, as the
 // package documentation says; on systems other than Unix it returns nil.
 //
-//   - Upstart: Ready stops the process by SIGSTOP and returns once upstart has
-//     continued it. A later Ready does nothing.
-//   - Systemd: Ready sends READY=1, STATUS and MAINPID, and then the fields. A
-//     field takes the place of one with its key. STATUS is that of the Ready before,
-//     or "ready". MAINPID is left out behind a wrapper, that is if SYSTEMD_EXEC_PID
-//     names another process, and for PID 1. A later Ready sends again: that is the
-//     end of a reload, even of one that failed (see [Reloading]).
-//   - Descriptor: Ready writes READY=1 and a newline to NOTIFY_FD, a pipe or a
-//     socket that was open when the program started, and closes it. A later Ready
-//     does nothing.
-//   - None: Ready detaches (see [Detach]), or stays if something holds on to this
-//     process. A later Ready does nothing.
+// To systemd Ready sends READY=1, STATUS and MAINPID, and then the fields. A field
+// takes the place of one with its key. STATUS is that of the Ready before, or
+// "ready". MAINPID is left out behind a wrapper, that is if SYSTEMD_EXEC_PID names
+// another process, and for PID 1. A later Ready sends again: that is the end of a
+// reload, even of one that failed (see [Reloading]). In all other cases a later
+// Ready does nothing.
 //
 // Ready returns an error, and does not detach, in a test binary, in a library
 // that a foreign program has loaded, in a setuid program, if user, group or root
