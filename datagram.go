@@ -33,11 +33,9 @@ func (d *datagram) encode(v *verb, fields []Field) (encoded []byte, status *Fiel
 	}
 	status, mainPID, others := v.status, v.mainPID, false
 	for i := range fields {
-		f := &fields[i]
-		if f.key == "" {
+		switch f := &fields[i]; f.key {
+		case "":
 			return nil, nil, failed("field", cmp.Or(f.text, `"": a Field is made by a function of this package`), unix.EINVAL)
-		}
-		switch f.key {
 		case "STATUS":
 			status = f
 		case "MAINPID":
@@ -49,11 +47,7 @@ func (d *datagram) encode(v *verb, fields []Field) (encoded []byte, status *Fiel
 	d.says = otherVerb
 	b := d.buffer[:0]
 	for i := range v.own {
-		f := &v.own[i]
-		if others {
-			f = last(f.key, f, fields)
-		}
-		b = appendField(b, f)
+		b = appendField(b, last(v.own[i].key, &v.own[i], fields))
 	}
 	begin := len(b)
 	b = appendStatus(b, status, maxDatagram)
