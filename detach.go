@@ -37,20 +37,18 @@ func Detach() error {
 	if Detect() != None || atStart.supervisor != None {
 		return nil
 	}
-	return detach(false)
+	return detach(explicit)
 }
 
 func init() {
 	keepStart()
 	keepPassed()
 	keepNotifyFD()
-	var l launcherMark
-	var d daemonMark
-	switch value := takeMarker(); {
-	case value == "":
-	case l.parse(value) && l.pid == pid():
+	value := takeMarker()
+	if l, ok := parseLauncherMark(value); ok && l.pid == pid() {
 		launch(l)
-	case d.parse(value) && !startedByDaemonOf(d.launcher):
+	}
+	if d, ok := parseDaemonMark(value); ok && !startedByDaemonOf(d.launcher) {
 		begin(d)
 	}
 }
@@ -93,24 +91,17 @@ func keepStart() {
 
 const advice = "call daemon.Detach first in main"
 
-var (
-	errSecure = errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
-	errRights = errors.New("user, group or root directory have changed: " + advice)
-	errUnset  = errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
-	errCopy   = errors.New("another copy of this package has detached the program: call Ready of that one only")
-)
-
 // detaching is held while the first process turns into the launcher.
 var detaching sync.Mutex
 
 // detach returns nil if this process is to stay as it is; otherwise it does not
-// return, or returns why it could not detach.
-func detach(byReady bool) error {
+// return, or returns why it could not detach. how is implicit for Ready.
+func detach(how int) error {
 	switch {
 	case detached.isDaemon:
 		return nil
 	case atStart.supervisor != None: // it is there, and cannot be told
-		return failed("detach", atStart.args[0], errUnset)
+		return failed("detach", atStart.args[0], errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that"))
 	case staysInForeground():
 		return nil
 	}
@@ -119,17 +110,19 @@ func detach(byReady bool) error {
 	}
 	detaching.Lock()
 	defer detaching.Unlock()
-	return replace(byReady)
+	return replace(how)
 }
 
 func mayDetach() error {
 	switch {
+	case pid() == 1: // and Background
+		return errors.New("PID 1 cannot leave, for everything would end with it: do not call daemon.Background")
 	case secure():
-		return errSecure
+		return errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
 	case !sameRights():
-		return errRights
+		return errors.New("user, group or root directory have changed: " + advice)
 	case detachedByCopy():
-		return errCopy
+		return errors.New("another copy of this package has detached the program: call Ready of that one only")
 	}
 	return checkProgram("call daemon.Foreground")
 }
@@ -161,21 +154,17 @@ func checkProgram(cure string) error {
 	case filepath.Base(file) == "_testmain.go":
 		return errors.New("a test binary does not detach or stop: use package daemontest, or set NOTIFY_SOCKET, or " + cure)
 	}
-	if executed, loaded := executedFile(), loadedFile(); executed != "" && loaded != "" && executed != loaded {
+	if executed, loaded := programFiles(); executed != "" && loaded != "" && executed != loaded {
 		return errors.New("the program that runs is " + executed + ", and this is " + loaded + ": start it by itself, or " + cure)
 	}
 	return nil
 }
 
 // replace executes the launcher in place of this program.
-func replace(byReady bool) error {
-	operation, mark := "detach: ", launcherMark{pid: pid(), replaced: replacedStandard(), name: commandName(pid())}
-	if byReady {
-		operation, mark.byReady = "detach: "+advice+": ", 1
-	}
-	var err error
-	if mark.directory, err = directoryToRestore(); err != nil {
-		return failed(operation+"return to", atStart.directory, err)
+func replace(how int) error {
+	operation := "detach: "
+	if how == implicit {
+		operation = "detach: " + advice + ": "
 	}
 	path, err := program()
 	if err != nil {
@@ -189,30 +178,47 @@ func replace(byReady bool) error {
 	if missing != "" {
 		return failed(operation+"pass on", missing, os.ErrClosed)
 	}
+	goBack, err := returnToStart()
+	if err != nil {
+		takeBack()
+		return failed(operation+"return to", atStart.directory, err)
+	}
 	blocked, restore := prepareExec()
-	mark.blocked = blocked
+	m := launcherMark{pid(), how, blocked, replacedStandard(), commandName(pid())}
 	var limit unix.Rlimit // which Exec sets back to the caller's
 	errLimit := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
-	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), mark.format()))
+	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), m.String()))
 	if errLimit == nil {
 		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
 	}
 	restore()
+	goBack()
 	takeBack()
 	return failed(operation+"execve", atStart.args[0], err)
 }
 
-// directoryToRestore returns the directory at start-up, or nothing if the program
-// has not left it.
-func directoryToRestore() (string, error) {
+// returnToStart changes to the directory at start-up, unless the program has not
+// left it.
+func returnToStart() (goBack func(), err error) {
 	if now, err := identifyPath("."); err == nil && now == atStart.directoryID {
-		return "", nil
+		return func() {}, nil
 	}
-	then, err := identifyPath(atStart.directory)
-	if err == nil && then != atStart.directoryID {
+	here, err := unix.Open(".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	goBack = func() {
+		_ = unix.Fchdir(here)
+		unix.Close(here)
+	}
+	err = unix.Chdir(atStart.directory)
+	if there, _ := identifyPath("."); err == nil && there != atStart.directoryID {
 		err = unix.ESTALE
 	}
-	return atStart.directory, err
+	if err != nil {
+		goBack()
+	}
+	return goBack, err
 }
 
 // replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced.
@@ -230,26 +236,26 @@ func replacedStandard() (bits int) {
 // process that it names. It is gone before main runs.
 const marker = "_DAEMON_DETACH"
 
-// formatMarker makes the variable: the copy of this package that it is for, a
-// role, its numbers, and a text that may hold anything.
-func formatMarker(role, text string, numbers ...int) string {
-	value := marker + "=" + packagePath() + ":" + role + ":"
-	for _, number := range numbers {
-		value += strconv.Itoa(number) + ":"
+// formatMark makes the variable: the copy of this package that it is for, a role,
+// and what that needs. The name may hold anything.
+func formatMark(role, name string, numbers ...int) string {
+	m := marker + "=" + packagePath() + ":" + role
+	for _, n := range numbers {
+		m += ":" + strconv.Itoa(n)
 	}
-	return value + text
+	return m + ":" + name
 }
 
-// parseMarker reads what follows the package's path. It returns false if the
-// marker is for another role, or malformed.
-func parseMarker(value, role string, numbers ...*int) (text string, ok bool) {
-	text, ok = strings.CutPrefix(value, role+":")
-	for _, number := range numbers {
-		digits, rest, found := strings.Cut(text, ":")
-		n, err := strconv.Atoi(digits)
-		*number, text, ok = n, rest, ok && found && err == nil
+// parseMark reads what follows the package's path. ok is false if the marker is
+// for another role, or malformed.
+func parseMark(value, role string, numbers ...*int) (name string, ok bool) {
+	rest, ok := strings.CutPrefix(value, role+":")
+	for _, n := range numbers {
+		field, after, _ := strings.Cut(rest, ":")
+		number, err := strconv.Atoi(field)
+		*n, rest, ok = number, after, ok && err == nil
 	}
-	return text, ok
+	return rest, ok
 }
 
 // takeMarker removes the marker from the environment and returns what it says to
@@ -261,7 +267,9 @@ func takeMarker() string {
 		return ""
 	}
 	path, value, _ := strings.Cut(value, ":")
-	if path != packagePath() && (new(launcherMark).parse(value) || new(daemonMark).parse(value)) {
+	_, isLauncher := parseLauncherMark(value)
+	_, isDaemon := parseDaemonMark(value)
+	if path != packagePath() && (isLauncher || isDaemon) {
 		return ""
 	}
 	os.Unsetenv(marker)

@@ -19,13 +19,13 @@ type daemonMark struct {
 	replaced int // see replacedStandard
 }
 
-func (m *daemonMark) format() string {
-	return formatMarker("daemon", "", m.launcher, m.pipe, m.replaced)
+func (m daemonMark) String() string {
+	return formatMark("daemon", "", m.launcher, m.pipe, m.replaced)
 }
 
-func (m *daemonMark) parse(value string) bool {
-	rest, ok := parseMarker(value, "daemon", &m.launcher, &m.pipe, &m.replaced)
-	return ok && rest == ""
+func parseDaemonMark(value string) (m daemonMark, ok bool) {
+	rest, ok := parseMark(value, "daemon", &m.launcher, &m.pipe, &m.replaced)
+	return m, ok && rest == ""
 }
 
 // startedByDaemonOf reports whether this process inherited a marker: an

@@ -21,15 +21,9 @@ const (
 
 // String returns the supervisor's name in lower case.
 func (s Supervisor) String() string {
-	switch s {
-	case None:
-		return "none"
-	case Upstart:
-		return "upstart"
-	case Systemd:
-		return "systemd"
-	case Descriptor:
-		return "descriptor"
+	names := [...]string{"none", "upstart", "systemd", "descriptor"}
+	if 0 <= s && int(s) < len(names) {
+		return names[s]
 	}
 	return "Supervisor(" + strconv.Itoa(int(s)) + ")"
 }

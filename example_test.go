@@ -317,7 +317,7 @@ func TestExamplesOfADaemon(t *testing.T) {
 	}
 	port, err := net.Listen("tcp", "localhost:8080")
 	if err != nil {
-		t.Skip("the examples' port is another's: ", err)
+		testdaemon.SkipUnlessForbidden(t, "the examples' port is another's: "+err.Error())
 	}
 	port.Close()
 	systemd := daemontest.Systemd(t)

@@ -24,7 +24,7 @@ var notifier struct {
 
 	// What this supervisor was told: the status of the last Ready, and the
 	// status that was said last.
-	readyStatus, status Field
+	readyStatus, lastStatus Field
 
 	// At the end, for the first call's sake: what is in front of the datagram's
 	// buffer, and the first bytes of that, are in one page of memory.
@@ -127,7 +127,7 @@ func trySend(address string, v *verb, fields []Field, rights []int) (fd int, err
 		s.address, s.connected = address, false
 		notifier.says = otherVerb
 		notifier.readyStatus = Field{key: "STATUS", text: "ready"}
-		notifier.status = Field{key: "STATUS"}
+		notifier.lastStatus = Field{key: "STATUS"}
 	}
 	encoded, status, err := notifier.encode(v, fields)
 	if err == nil {
@@ -140,7 +140,7 @@ func trySend(address string, v *verb, fields []Field, rights []int) (fd int, err
 		return s.fd, err
 	}
 	if status != nil && v.is != complaint {
-		notifier.status.text = status.text
+		notifier.lastStatus.text = status.text
 	}
 	if status != nil && (v.is == ready || v.is == readyMain) {
 		notifier.readyStatus.text = status.text

@@ -183,7 +183,7 @@ func TestFailTellsTheErrno(t *testing.T) {
 		err  error
 		want string
 	}{
-		{"errno", syscall.EADDRINUSE, "STATUS=address already in use\nERRNO=98\n"},
+		{"errno", syscall.EADDRINUSE, fmt.Sprintf("STATUS=address already in use\nERRNO=%d\n", int(syscall.EADDRINUSE))},
 		{"wrapped", fmt.Errorf("read configuration: %w", missing), "STATUS=read configuration: open /nowhere/to/be/found: no such file or directory\nERRNO=2\n"},
 		{"joined", errors.Join(errors.New("a"), unix.EPERM), "STATUS=a operation not permitted\nERRNO=1\n"},
 		{"no errno", errors.New("a\nREADY=1"), "STATUS=a READY=1\n"},

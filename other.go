@@ -16,9 +16,11 @@ func stopOnce() error { return nil }
 
 func writeReady(string) error { return nil }
 
-func detach(bool) error { return nil }
+const implicit = 0
 
-var notifier struct{ readyStatus, status Field }
+func detach(int) error { return nil }
+
+var notifier struct{ readyStatus, lastStatus Field }
 
 func notify(<-chan struct{}, time.Duration, *verb, []Field) error { return nil }
 

@@ -72,8 +72,10 @@ func openSocket() (fd int, err error) {
 // descriptor left for it.
 func openPipe() (r, w int, err error) {
 	var fds [2]int
-	err = unix.Pipe2(fds[:], unix.O_CLOEXEC)
-	return fds[0], fds[1], err
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return -1, -1, err
+	}
+	return movePipeHigh(fds[0], fds[1])
 }
 
 // duplicateFrom duplicates fd, as close-on-exec, to the next free number.
@@ -150,15 +152,12 @@ func program() (path string, err error) {
 	return path, err
 }
 
-// executedFile returns the file that the kernel executed: for `ld.so ./program`
-// the dynamic loader, for a plugin's code the program that has loaded it.
-func executedFile() string {
-	path, _ := os.Readlink("/proc/self/exe")
-	return strings.ReplaceAll(path, "\n", `\012`) // as in proc_pid_maps(5)
-}
-
-// loadedFile returns the file from which this code was loaded.
-func loadedFile() string {
+// programFiles returns the file that the kernel executed, which for `ld.so
+// ./program` is the dynamic loader, and for a plugin's code the program that has
+// loaded it; and the file from which this code was loaded.
+func programFiles() (executed, loaded string) {
+	executed, _ = os.Readlink("/proc/self/exe")
+	executed = strings.ReplaceAll(executed, "\n", `\012`) // as in proc_pid_maps(5)
 	pc, _, _, _ := runtime.Caller(0)
 	for line := range strings.Lines(readFile("/proc/self/maps")) {
 		addresses, rest, _ := strings.Cut(line, " ")
@@ -166,10 +165,10 @@ func loadedFile() string {
 		begin, _ := strconv.ParseUint(low, 16, 64)
 		end, _ := strconv.ParseUint(high, 16, 64)
 		if path := strings.Index(rest, "/"); begin <= uint64(pc) && uint64(pc) < end && path >= 0 {
-			return strings.TrimSuffix(rest[path:], "\n")
+			return executed, strings.TrimSuffix(rest[path:], "\n")
 		}
 	}
-	return ""
+	return executed, ""
 }
 
 // sigaction is rt_sigaction(2)'s struct, with room for any architecture's.
@@ -225,10 +224,8 @@ func prepareExec() (blocked int, restore func()) {
 		actions[signal] = setAction(signal, ignoreAction)
 	}
 	runtime.LockOSThread()
-	var ending, mask unix.Sigset_t
-	for _, signal := range endingSignals {
-		ending.Val[0] |= 1 << (signal - 1)
-	}
+	ending := signalSet(^0)
+	var mask unix.Sigset_t
 	_ = unix.PthreadSigmask(unix.SIG_BLOCK, &ending, &mask)
 	for i, signal := range keptSignals {
 		action := defaultAction
@@ -252,13 +249,18 @@ func prepareExec() (blocked int, restore func()) {
 // unblock unblocks in this thread, and so in the child that it starts next, what
 // prepareExec has blocked.
 func unblock(blocked int) {
-	var mask unix.Sigset_t
+	set := signalSet(blocked)
+	_ = unix.PthreadSigmask(unix.SIG_UNBLOCK, &set, nil)
+}
+
+// signalSet returns those of endingSignals that are in bits.
+func signalSet(bits int) (set unix.Sigset_t) {
 	for _, signal := range endingSignals {
-		if blocked&(1<<(signal-1)) != 0 {
-			mask.Val[0] |= 1 << (signal - 1)
+		if bits&(1<<(signal-1)) != 0 {
+			set.Val[0] |= 1 << (signal - 1)
 		}
 	}
-	_ = unix.PthreadSigmask(unix.SIG_UNBLOCK, &mask, nil)
+	return set
 }
 
 // dieOf ends this process by a signal, and returns where it can't.

@@ -71,7 +71,7 @@ func openPipe() (r, w int, err error) {
 	}
 	unix.CloseOnExec(fds[0])
 	unix.CloseOnExec(fds[1])
-	return fds[0], fds[1], nil
+	return movePipeHigh(fds[0], fds[1])
 }
 
 func duplicateFrom(fd, lowest int) (int, error) {
@@ -103,11 +103,8 @@ func program() (path string, err error) {
 	return atStart.program, err
 }
 
-// Nobody tells which file the code is from.
-
-func executedFile() string { return "" }
-
-func loadedFile() string { return "" }
+// programFiles: nobody tells.
+func programFiles() (executed, loaded string) { return "", "" }
 
 // The program is executed by its own name.
 

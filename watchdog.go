@@ -18,7 +18,7 @@ func Heartbeat() error {
 var (
 	heartbeatVerb = verb{is: heartbeat, own: []Field{{key: "WATCHDOG", text: "1"}}}
 	complaintVerb = verb{is: complaint}
-	recoveryVerb  = verb{own: heartbeatVerb.own, status: &notifier.status}
+	recoveryVerb  = verb{own: heartbeatVerb.own, status: &notifier.lastStatus}
 )
 
 // WatchdogTimeout returns the time within which the supervisor wants to see a
@@ -71,10 +71,10 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 	period := timeout / 2
 	ticker := time.NewTicker(period)
 	defer ticker.Stop()
-	var w watchdog
+	complained := false
 	for ctx.Err() == nil {
 		if result, ok := check(ctx, healthy); ok {
-			w.report(ctx.Done(), result)
+			complained = report(ctx.Done(), result, complained)
 			next := timeout / 2
 			if result != nil { // the second half would end when the supervisor's patience does
 				next = timeout / 8
@@ -108,20 +108,17 @@ func check(ctx context.Context, healthy func() error) (result error, ok bool) {
 	}
 }
 
-// watchdog remembers whether the supervisor may be showing an old complaint.
-type watchdog struct{ complained bool }
-
-// report tells the supervisor, and gives up when done is closed.
-func (w *watchdog) report(done <-chan struct{}, result error) {
+// report tells the supervisor, and gives up when done is closed. It returns
+// whether the supervisor may be showing a complaint from now on.
+func report(done <-chan struct{}, result error, complained bool) bool {
 	switch {
 	case result != nil:
-		w.complained = true
 		_ = notify(done, brief, &complaintVerb, []Field{Status(result.Error())})
-	case w.complained:
+		return true
+	case complained:
 		// Sent together, so that neither gets through alone.
-		err := notify(done, brief, &recoveryVerb, nil)
-		w.complained = err != nil
-	default:
-		_ = notify(done, brief, &heartbeatVerb, nil)
+		return notify(done, brief, &recoveryVerb, nil) != nil
 	}
+	_ = notify(done, brief, &heartbeatVerb, nil)
+	return false
 }

@@ -5,12 +5,15 @@ package daemontest
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -44,6 +47,58 @@ func program(t *testing.T, name string, args ...string) *exec.Cmd {
 // shell is the command that runs a script.
 func shell(script string, args ...string) *exec.Cmd {
 	return exec.Command("/bin/sh", append([]string{"-c", script, "sh"}, args...)...)
+}
+
+// skip skips a test for what this machine lacks, or fails it if that is forbidden.
+func skip(t *testing.T, reason string) {
+	t.Helper()
+	if os.Getenv("DAEMON_TEST_NO_SKIP") != "" {
+		t.Fatal(reason, " (and DAEMON_TEST_NO_SKIP is set)")
+	}
+	t.Skip(reason)
+}
+
+const nobody = 65534
+
+// asNobody has the command run as another user, who can execute this test binary
+// then, whatever the umask was when it was built.
+func asNobody(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		skip(t, "only root can start a program as another user")
+	}
+	exe, err := os.Executable()
+	if err == nil {
+		err = os.Chmod(exe, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+}
+
+// script makes an executable file of a script.
+func script(t *testing.T, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "script")
+	syscall.ForkLock.RLock() // a child that has it open for writing would make it busy
+	defer syscall.ForkLock.RUnlock()
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// untilClosed gives the command a standard input that ends when the test says so.
+func untilClosed(t *testing.T, cmd *exec.Cmd) (stdin io.Closer) {
+	t.Helper()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { read.Close(); write.Close() })
+	cmd.Stdin = read
+	return write
 }
 
 // A fakeT is a test within the test, which may fail.

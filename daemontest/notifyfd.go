@@ -172,6 +172,8 @@ func (s *Supervised) wrong(err error) string {
 		return fmt.Sprintf("has written %q to descriptor %d, of which finit reads %d bytes", s.Ready, s.fd, maxLine)
 	case err != errEnded:
 		return fmt.Sprintf("has written %q and not closed descriptor %d%s%s", s.Ready, s.fd, because(err), s.history())
+	case s.parent.cancelled.Load(): // that has closed it
+		return fmt.Sprintf("has written %q and not closed descriptor %d", s.Ready, s.fd)
 	}
 	return ""
 }

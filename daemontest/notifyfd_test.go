@@ -81,10 +81,24 @@ func TestLineThatDoesNotCome(t *testing.T) {
 	failing(t, func(ft TB) { NotifyFD(ft, exec.Command("/nonexistent")) }, "under NOTIFY_FD: ", "/nonexistent", "no such file")
 	failing(t, func(ft TB) { NotifyFD(ft, exec.CommandContext(short(t), "sleep", "60")) }, "was killed by SIGTERM", "its context having ended")
 	failing(t, func(ft TB) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cmd := exec.CommandContext(ctx, "sh", "-c", "echo READY=1 >&3; echo it is written; exec sleep 60")
+		cmd.Stdout = cancelWriter(cancel)
+		NotifyFD(ft, cmd)
+	}, `has written "READY=1\n" and not closed descriptor 3`, "its context having ended")
+	failing(t, func(ft TB) {
 		ctx, cancel := context.WithTimeoutCause(t.Context(), 1, errLate)
 		defer cancel()
 		notifyFD(ctx, ft, exec.Command("sleep", "60"))
 	}, "has written nothing to descriptor 3 within 30s")
+}
+
+// A cancelWriter is called when something is written to it.
+type cancelWriter context.CancelFunc
+
+func (cancel cancelWriter) Write(text []byte) (int, error) {
+	cancel()
+	return len(text), nil
 }
 
 func TestNotifyFDLeavesNothing(t *testing.T) {

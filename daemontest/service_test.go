@@ -38,10 +38,10 @@ func init() {
 var serviceSteps = map[string]func(text string){
 	"say": func(text string) { must(send(os.Getenv("NOTIFY_SOCKET"), text)) },
 	"store": func(text string) {
-		path, name, _ := strings.Cut(text, " ")
+		path, name, _ := strings.Cut(text, " FDNAME=")
 		file, err := os.OpenFile(path, os.O_RDWR, 0)
 		must(err)
-		must(send(os.Getenv("NOTIFY_SOCKET"), "FDSTORE=1\n"+name, int(file.Fd())))
+		must(send(os.Getenv("NOTIFY_SOCKET"), "FDSTORE=1\nFDNAME="+name, int(file.Fd())))
 	},
 	"store-again": func(text string) { // what it was passed
 		must(send(os.Getenv("NOTIFY_SOCKET"), "FDSTORE=1\nFDNAME="+text, 3))
@@ -347,7 +347,7 @@ func TestServiceIsStopped(t *testing.T) {
 
 func TestStopIsForTheWholeService(t *testing.T) {
 	marker := filepath.Join(t.TempDir(), "marker")
-	u := StartService(t, shell(`sh -c 'trap "echo got TERM >$1; exit" TERM; echo up; while :; do sleep 0.01; done' sh "$1"; true`, marker))
+	u := StartService(t, shell(`sh -c 'trap "echo got TERM >\"\$1\"; exit" TERM; echo up; while :; do sleep 0.01; done' sh "$1"; true`, marker))
 	eventually(t, "the child is up", func() bool { return u.Output() == "up\n" })
 	u.Stop(t.Context())
 	if text, err := os.ReadFile(marker); string(text) != "got TERM\n" && err == nil {
@@ -356,9 +356,15 @@ func TestStopIsForTheWholeService(t *testing.T) {
 }
 
 func TestWhatAServiceLeavesBehindIsKilled(t *testing.T) {
-	u := StartService(t, shell("(trap '' TERM; sleep 60) & setsid sleep 60 & echo up; read x; sleep 0.05; exit 0"))
+	cmd := shell("(trap '' TERM; sleep 60) & setsid sleep 60 & echo up; read x; exit 0")
+	stdin := untilClosed(t, cmd)
+	u := StartService(t, cmd)
 	eventually(t, "it is up", func() bool { return u.Output() == "up\n" })
 	pids := u.Processes()
+	if len(pids) < 3 {
+		t.Errorf("processes %v", pids)
+	}
+	stdin.Close()
 	u.Wait(t.Context())
 	for _, pid := range pids {
 		eventually(t, "it has ended", func() bool { return !exists(pid) })
@@ -423,7 +429,7 @@ func TestServiceThatIsNotRestarted(t *testing.T) {
 	marker := filepath.Join(t.TempDir(), "marker")
 	cmd := func(then string) *exec.Cmd {
 		os.Remove(marker)
-		cmd := shell(`[ -e $1 ] && { `+then+`; }; echo >$1; exec "$0" "say READY=1" sleep`, marker)
+		cmd := shell(`[ -e "$1" ] && { `+then+`; }; echo >"$1"; exec "$0" "say READY=1" sleep`, marker)
 		cmd.Args[3] = program(t, "service").Path
 		cmd.Env = append(os.Environ(), testProgram+"=service")
 		return cmd
@@ -436,10 +442,7 @@ func TestServiceThatIsNotRestarted(t *testing.T) {
 		u.Restart(t.Context())
 		u.Restart(t.Context())
 	}, "has not been restarted", "done already")
-	path := filepath.Join(t.TempDir(), "service")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec sleep 60"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	path := script(t, "exec sleep 60")
 	failing(t, func(ft TB) {
 		u := StartService(ft, exec.Command(path))
 		if err := os.Remove(path); err != nil {
@@ -577,11 +580,8 @@ func TestManyServicesAtOnce(t *testing.T) {
 }
 
 func TestServiceRunsAsAnotherUser(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can start a program as another user")
-	}
 	cmd := shell(`id -u; echo $LISTEN_PID $$; exec sleep 60`)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	asNobody(t, cmd)
 	u := StartService(t, cmd, Pass("x", os.Stdin))
 	want := fmt.Sprintf("65534\n%d %d\n", u.PID, u.PID)
 	eventually(t, "it has printed "+want, func() bool { return u.Output() == want })

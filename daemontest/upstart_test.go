@@ -266,8 +266,8 @@ func TestJobIsRespawned(t *testing.T) {
 	left := filepath.Join(t.TempDir(), "left")
 	var out bytes.Buffer
 	cmd := shell(`read line; echo "$line $UPSTART_JOB"
-		[ ! -e $1 ] || ! kill -0 $(cat $1) 2>/dev/null || echo "something is left"
-		(trap '' TERM; exec setsid sleep 60) & echo $! >$1
+		[ ! -e "$1" ] || ! kill -0 $(cat "$1") 2>/dev/null || echo "something is left"
+		(trap '' TERM; exec setsid sleep 60) & echo $! >"$1"
 		kill -STOP $$; exec sleep 60`, left)
 	cmd.Stdin, cmd.Stdout = strings.NewReader("1\n2\n3\n4\n5\n"), &out
 	j := Upstart(t, cmd)
@@ -335,7 +335,7 @@ func TestRespawnedJobIsEndedGently(t *testing.T) {
 func TestJobThatIsNotRespawned(t *testing.T) {
 	// What stops only at its first run, and then does something else.
 	once := func(then string) *exec.Cmd {
-		return shell("[ -e $1 ] || { echo >$1; kill -STOP $$; exec sleep 60; }; echo a word; "+then, filepath.Join(t.TempDir(), "ran"))
+		return shell("[ -e \"$1\" ] || { echo >\"$1\"; kill -STOP $$; exec sleep 60; }; echo a word; "+then, filepath.Join(t.TempDir(), "ran"))
 	}
 	for _, test := range []struct {
 		name  string
@@ -366,10 +366,7 @@ func TestJobThatIsNotRespawned(t *testing.T) {
 		}
 	})
 	t.Run("missing", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "job")
-		if err := os.WriteFile(path, []byte("#!/bin/sh\nkill -STOP $$; exec sleep 60"), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		path := script(t, "kill -STOP $$; exec sleep 60")
 		failing(t, func(ft TB) {
 			j := Upstart(ft, exec.Command(path))
 			if err := os.Remove(path); err != nil {
@@ -404,11 +401,14 @@ func TestJobThatIsNotRespawned(t *testing.T) {
 }
 
 func TestWhatAJobLeavesBehindEndsWithIt(t *testing.T) {
-	j := Upstart(t, shell("(trap '' TERM; sleep 60) & setsid sleep 60 & kill -STOP $$; sleep 0.05"))
+	cmd := shell("(trap '' TERM; sleep 60) & setsid sleep 60 & kill -STOP $$; read x")
+	stdin := untilClosed(t, cmd)
+	j := Upstart(t, cmd)
 	pids := j.parent.processes()
 	if len(pids) < 3 {
 		t.Errorf("processes %v", pids)
 	}
+	stdin.Close()
 	for _, pid := range pids {
 		eventually(t, "it has ended", func() bool { return !exists(pid) })
 	}

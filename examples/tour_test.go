@@ -138,10 +138,10 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 		session = "The daemon has a session of its own"
 		streams = "The daemon's descriptors 0, 1 and 2 have left the terminal"
 	)
-	const soon, patience = "1s", "60s" // until the promise is broken, or something else happens
+	const soon, patience = "3s", "60s" // until the promise is broken, or something else happens
 	reasons := map[string]string{      // where that is all that happens
-		stops + " within " + soon:  `it has not stopped itself within 1s; it printed "a word\n"` + "\n",
-		writes + " within " + soon: "it has not done so within 1s; it printed ",
+		stops + " within " + soon:  `it has not stopped itself within 3s; it printed "a word\n"` + "\n",
+		writes + " within " + soon: "it has not done so within 3s; it printed ",
 		ends + " within 3s":        "it has not ended within 3s, state ",
 	}
 	for _, test := range []struct{ as, daemon, promise, timeout string }{

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-10280e03/daemon/daemontest"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
 )
 
 // drop moves a file into the directory.
@@ -250,7 +251,7 @@ func TestWorkerLogHasThePanic(t *testing.T) {
 
 // That nobody hears the end is no failure of the work.
 func TestWorkerStopsAlsoWhenItCannotSaySo(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "notify")
+	path := filepath.Join(testdaemon.Directory(t), "notify")
 	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)

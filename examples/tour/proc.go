@@ -31,18 +31,6 @@ func read(pid int) (s stat) {
 	return s
 }
 
-// children are the pids of all whose parent is pid.
-func children(pid int) (pids []int) {
-	entries, _ := os.ReadDir("/proc")
-	for _, entry := range entries {
-		child, err := strconv.Atoi(entry.Name())
-		if err == nil && read(child).parent == pid {
-			pids = append(pids, child)
-		}
-	}
-	return pids
-}
-
 // descriptor is what a process has as its descriptor fd.
 func descriptor(pid, fd int) string {
 	path, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd))

@@ -134,7 +134,10 @@ func (s *service) upgrade() (handedOver bool) {
 	if err := daemon.Reloading(daemon.Status("upgrading")); err != nil {
 		log.Print(err)
 	}
-	err := s.upgrader.Upgrade()
+	err := s.upgrader.WaitForParent(s.ctx) // while that answers its last requests
+	if err == nil {
+		err = s.upgrader.Upgrade()
+	}
 	if err == nil || s.ctx.Err() != nil {
 		return err == nil
 	}

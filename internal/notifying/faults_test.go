@@ -109,11 +109,11 @@ func TestReadyDoesNotWaitLongForAReceiverThatHasRemovedItsSocket(t *testing.T) {
 	endsWell(c, m)
 }
 
-var notifyPatience = flag.Bool("notify.testdaemon.Patience", false, "wait the 90 seconds after which Ready gives up")
+var notifyPatience = flag.Bool("notify.patience", false, "wait the 90 seconds after which Ready gives up")
 
 func TestReadyGivesUpAfterNinetySeconds(t *testing.T) {
 	if !*notifyPatience {
-		t.Skip("takes 90 s: -notify.testdaemon.Patience")
+		t.Skip("takes 90 s: -notify.patience")
 	}
 	t.Parallel()
 	c, m, sent := startFull(t, "notify-patient", false)

@@ -41,10 +41,7 @@ func newService(t *testing.T, line *testdaemon.Line, script string) *service {
 func (s *service) write(name, text string) (path string) {
 	s.T.Helper()
 	path = filepath.Join(s.dir, name)
-	script := []byte(withPuppet(s.Line, text))
-	syscall.ForkLock.RLock() // a child that has it open for writing would make it busy
-	defer syscall.ForkLock.RUnlock()
-	if err := os.WriteFile(path, script, 0o755); err != nil {
+	if err := testdaemon.WriteFile(path, withPuppet(s.Line, text), 0o755); err != nil {
 		s.Fatal(err)
 	}
 	return path

@@ -45,7 +45,7 @@ func (m *Machine) WriteFile(t *testing.T, path, text string, mode os.FileMode) {
 	path = m.Outside(path)
 	err := os.MkdirAll(filepath.Dir(path), 0o755)
 	if err == nil {
-		err = os.WriteFile(path+".new", []byte(text), mode)
+		err = testdaemon.WriteFile(path+".new", text, mode)
 	}
 	if err == nil {
 		err = os.Rename(path+".new", path)

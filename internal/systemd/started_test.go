@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/seed-10280e03/daemon/internal/systemd/keeper"
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
 	"github.com/seed-10280e03/daemon/internal/testdaemon/agreed"
 )
 
@@ -146,7 +147,7 @@ func TestSystemdMountUnitWaitsForItsHelper(t *testing.T) {
 // script makes a file that a shell executes.
 func (u *unit) script(path, text string) {
 	u.t.Helper()
-	if err := os.WriteFile(u.m.Outside(path), []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+	if err := testdaemon.WriteFile(u.m.Outside(path), "#!/bin/sh\n"+text+"\n", 0o755); err != nil {
 		u.t.Fatal(err)
 	}
 }

@@ -146,16 +146,44 @@ func (l *Line) MustBeOver() {
 // Process returns the next puppet that has called.
 func (l *Line) Process() *Puppet {
 	l.t.Helper()
-	deadline := time.Now().Add(Patience)
-	for there := true; there && time.Now().Before(deadline); {
+	deadline := time.After(Patience)
+	for {
 		select {
 		case conn := <-l.calls:
-			return l.talk(conn)
+			if p := l.talk(conn); p.PID != os.Getpid() {
+				return p
+			}
 		case <-time.After(time.Second):
-			there = len(l.Processes()) > 0 // without any, none will call
+		case <-deadline:
+			l.t.Fatalf("no process has called; left are %v, and printed was %q", l.Processes(), l.Printed())
 		}
+		if len(l.Processes()) > 0 {
+			continue
+		}
+		if p := l.lastCaller(); p != nil {
+			return p
+		}
+		l.t.Fatalf("no process has called, and none is left; printed was %q", l.Printed())
 	}
-	l.t.Fatalf("no process has called; left are %v, and printed was %q", l.Processes(), l.Printed())
+}
+
+// lastCaller returns the puppet that has called and not been asked for, if there
+// is one. This process calls, too: whoever is no longer there called before that.
+func (l *Line) lastCaller() *Puppet {
+	l.t.Helper()
+	conn, err := net.Dial("unix", l.Address)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer conn.Close()
+	select {
+	case conn := <-l.calls:
+		if p := l.talk(conn); p.PID != os.Getpid() {
+			return p
+		}
+	case <-time.After(Patience):
+		l.t.Fatal("nobody answers the line")
+	}
 	return nil
 }
 
@@ -189,16 +217,11 @@ func groupHasMember(group int) bool {
 	})
 }
 
-// MustBeSilent fails the test if another puppet has called. All have ended.
+// MustBeSilent fails the test if another puppet has called.
 func (l *Line) MustBeSilent() {
 	l.t.Helper()
-	conn, err := net.Dial("unix", l.Address) // who called, called before this
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	defer conn.Close()
-	if pid := l.Process().PID; pid != os.Getpid() {
-		l.t.Errorf("there was another process, %d", pid)
+	if p := l.lastCaller(); p != nil {
+		l.t.Errorf("there was another process, %d", p.PID)
 	}
 }
 

@@ -16,11 +16,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,6 +33,19 @@ import (
 // Patience is how long anything may take that should happen at all. Other work
 // may have the processors meanwhile.
 const Patience = 60 * time.Second
+
+// Wherever the tests run, they find what most machines have. Other users execute
+// what they write. Sockets have short paths, and shells split words: for both a
+// TMPDIR may be too much.
+func init() {
+	unix.Umask(0o022)
+	if regexp.MustCompile(`^[\w/.-]{0,40}$`).MatchString(os.TempDir()) {
+		return
+	}
+	if unix.Access("/tmp", unix.W_OK|unix.X_OK) == nil {
+		os.Setenv("TMPDIR", "/tmp")
+	}
+}
 
 // Run runs the tests, and removes what they have built and booted.
 func Run(m *testing.M) (code int) {
@@ -120,6 +135,12 @@ var build = sync.OnceValues(func() (path string, err error) {
 			}
 		}
 	}
+	for _, dir := range []string{"internal", ".."} { // of the root's tests, and of those below internal
+		sources, _ := filepath.Glob(filepath.Join(dir, "testdaemon", "programs", "*.go"))
+		for _, source := range sources {
+			os.Stat(source) // has go test notice that it has changed
+		}
+	}
 	cmd := exec.Command("go", append(args, "github.com/seed-10280e03/daemon/internal/testdaemon/programs")...)
 	cmd.Env = env
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -178,6 +199,14 @@ func Directory(t testing.TB) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
+}
+
+// WriteFile writes a file that can be executed at once: no child which is forked
+// meanwhile has it open for writing.
+func WriteFile(path, text string, mode os.FileMode) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(path, []byte(text), mode)
 }
 
 // Memory makes a file that is in no directory.
