@@ -246,7 +246,7 @@ func integer(key string, value int64, ok bool, rule string) Field {
 func Set(key, value string) Field {
 	rule := ""
 	switch {
-	case !validKey(key):
+	case key == "" || '0' <= key[0] && key[0] <= '9' || strings.Trim(key, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "":
 		rule = "a key is made of A to Z, 0 to 9 and _, and does not begin with a digit"
 	case key == "BARRIER" || key == "FDSTORE" || key == "MAINPIDFD":
 		rule = "this assignment needs a descriptor"
@@ -256,14 +256,4 @@ func Set(key, value string) Field {
 		return Field{key: key, text: value}
 	}
 	return Field{text: strconv.Quote(key) + "=" + strconv.Quote(value) + ": " + rule}
-}
-
-func validKey(key string) bool {
-	for i := range len(key) {
-		c := key[i]
-		if c != '_' && (c < 'A' || c > 'Z') && (i == 0 || c < '0' || c > '9') {
-			return false
-		}
-	}
-	return key != ""
 }

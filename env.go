@@ -53,15 +53,7 @@ func supervisor() (who Supervisor, value string) {
 }
 
 // pid returns this process's id. A notification takes no system call for it.
-func pid() int {
-	if known := knownPID.Load(); known != 0 {
-		return int(known)
-	}
-	knownPID.Store(int64(os.Getpid()))
-	return pid()
-}
-
-var knownPID atomic.Int64
+var pid = sync.OnceValue(os.Getpid)
 
 // namesPID reports whether a variable's value is this process's id.
 func namesPID(value string) bool {
