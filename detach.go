@@ -56,7 +56,6 @@ func init() {
 // atStart is how this process was started. The daemon is started alike.
 var atStart struct {
 	args, env   []string
-	program     string // the path that the kernel executed
 	supervisor  Supervisor
 	directory   string
 	directoryID identity
@@ -77,7 +76,6 @@ func keepStart() {
 	}
 	s.env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
 	s.supervisor = Detect()
-	s.program = executedPath()
 	s.directory = workingDirectory()
 	s.directoryID, _ = identifyPath(".")
 	s.root, _ = identifyPath("/")

@@ -127,16 +127,6 @@ func idsAtStart() (ids [4]int) {
 	return ids
 }
 
-// executedPath returns the path that the kernel executed (AT_EXECFN), whatever
-// argv[0] says.
-func executedPath() string {
-	name := auxiliary(31)
-	if name == 0 {
-		return ""
-	}
-	return strings.Clone(unix.BytePtrToString(*(**byte)(unsafe.Pointer(&name))))
-}
-
 // program returns a path that executes this very program, even if its file has
 // been replaced or removed since.
 func program() (path string, err error) {
@@ -144,7 +134,12 @@ func program() (path string, err error) {
 	if _, err := identifyPath(exe); err == nil {
 		return exe, nil
 	}
-	path = atStart.program
+	// The path that the kernel executed (AT_EXECFN), whatever argv[0] says.
+	name := auxiliary(31)
+	if name == 0 {
+		return "", unix.ENOENT
+	}
+	path = strings.Clone(unix.BytePtrToString(*(**byte)(unsafe.Pointer(&name))))
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(atStart.directory, path)
 	}

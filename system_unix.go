@@ -89,18 +89,19 @@ var startIDs = [4]int{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid
 
 func idsAtStart() [4]int { return startIDs }
 
-func executedPath() string {
+// executable is the path by which the program was started.
+var executable = func() string {
 	path := os.Args[0]
 	if !strings.Contains(path, "/") {
 		path, _ = exec.LookPath(path) // exec.ErrDot comes with a path
 	}
 	path, _ = filepath.Abs(path)
 	return path
-}
+}()
 
 func program() (path string, err error) {
-	_, err = identifyPath(atStart.program)
-	return atStart.program, err
+	_, err = identifyPath(executable)
+	return executable, err
 }
 
 // programFiles: nobody tells.
