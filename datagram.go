@@ -95,7 +95,6 @@ func last(key string, f *Field, fields []Field) *Field {
 	return f
 }
 
-// appendField appends one line.
 func appendField(b []byte, f *Field) []byte {
 	b = append(b, f.key...)
 	b = append(b, '=')

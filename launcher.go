@@ -128,7 +128,6 @@ func waitFor(child int) (status unix.WaitStatus) {
 	return status
 }
 
-// hear waits for a word.
 func hear(pipe int) string {
 	word := make([]byte, 1)
 	err := uninterrupted(func() error {
