@@ -27,8 +27,8 @@
 // Go cannot fork without exec, so a detach starts the program again. To the
 // program it is a crash and a restart, while the old process id still exists: what
 // main did before is undone by the kernel, and done again in the daemon. A program
-// that does not stand that calls [Detach] first in main, which is the same at a
-// moment when there is nothing to undo. Such a program
+// that cannot cope with that calls [Detach] first in main, when there is nothing to
+// undo yet. Such a program
 //
 //   - reads a passphrase from standard input,
 //   - checks a pid file for a live process,
@@ -46,9 +46,9 @@
 // chdir("/") and umask(0) are up to the program. Its standard descriptors are on
 // /dev/null, unless main has put a log file there: a shell's `> log` ends at Ready.
 // If the daemon ends before it is ready, the shell sees its exit status or its
-// signal. Until then a signal to the whole process group reaches the daemon twice,
-// SIGINT to the launcher alone does not reach it, and a goroutine that reads the
-// terminal goes on reading after Ready.
+// signal. Until then SIGTERM to the whole process group reaches the daemon twice,
+// and SIGINT to the process that the shell waits for does not reach it. A goroutine
+// that reads the terminal goes on reading after Ready.
 //
 // # The foreground
 //
@@ -133,7 +133,7 @@ func Ready(fields ...Field) error {
 	case Descriptor:
 		return writeReady(value)
 	}
-	return detach("Ready")
+	return detach(implicit)
 }
 
 // Reloading tells the supervisor that the program reloads its configuration

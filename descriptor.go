@@ -83,6 +83,18 @@ func moveHigh(fd int) (int, error) {
 	return moved, err
 }
 
+func movePipeHigh(low, low2 int) (r, w int, err error) {
+	r, err = moveHigh(low)
+	if err != nil {
+		unix.Close(low2)
+		return -1, -1, err
+	}
+	if w, err = moveHigh(low2); err != nil {
+		unix.Close(r)
+	}
+	return r, w, err
+}
+
 // duplicateHigh duplicates fd, as close-on-exec, to the highest free number of
 // the first table, or else to any but 0, 1 and 2.
 func duplicateHigh(fd int) (int, error) {

@@ -37,20 +37,18 @@ func Detach() error {
 	if Detect() != None || atStart.supervisor != None {
 		return nil
 	}
-	return detach("Detach")
+	return detach(explicit)
 }
 
 func init() {
 	keepStart()
 	keepPassed()
 	keepNotifyFD()
-	var l launcherMark
-	var d daemonMark
-	switch value := takeMarker(); {
-	case value == "":
-	case parse(value, &l) && l.pid == pid():
+	value := takeMarker()
+	if l, ok := parseLauncherMark(value); ok && l.pid == pid() {
 		launch(l)
-	case parse(value, &d) && !startedByDaemonOf(d.launcher):
+	}
+	if d, ok := parseDaemonMark(value); ok && !startedByDaemonOf(d.launcher) {
 		begin(d)
 	}
 }
@@ -96,6 +94,7 @@ const advice = "call daemon.Detach first in main"
 var (
 	errSecure = errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
 	errRights = errors.New("user, group or root directory have changed: " + advice)
+	errPID1   = errors.New("PID 1 cannot leave, for everything would end with it: do not call daemon.Background")
 	errUnset  = errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
 	errCopy   = errors.New("another copy of this package has detached the program: call Ready of that one only")
 )
@@ -104,8 +103,8 @@ var (
 var detaching sync.Mutex
 
 // detach returns nil if this process is to stay as it is; otherwise it does not
-// return, or returns why it could not detach. verb is Ready or Detach.
-func detach(verb string) error {
+// return, or returns why it could not detach. how is implicit for Ready.
+func detach(how int) error {
 	switch {
 	case detached.isDaemon:
 		return nil
@@ -119,11 +118,13 @@ func detach(verb string) error {
 	}
 	detaching.Lock()
 	defer detaching.Unlock()
-	return replace(verb)
+	return replace(how)
 }
 
 func mayDetach() error {
 	switch {
+	case pid() == 1: // and Background
+		return errPID1
 	case secure():
 		return errSecure
 	case !sameRights():
@@ -168,14 +169,10 @@ func checkProgram(cure string) error {
 }
 
 // replace executes the launcher in place of this program.
-func replace(verb string) error {
+func replace(how int) error {
 	operation := "detach: "
-	if verb == "Ready" {
+	if how == implicit {
 		operation = "detach: " + advice + ": "
-	}
-	directory, err := directoryToRestore()
-	if err != nil {
-		return failed(operation+"return to", atStart.directory, err)
 	}
 	path, err := program()
 	if err != nil {
@@ -189,33 +186,47 @@ func replace(verb string) error {
 	if missing != "" {
 		return failed(operation+"pass on", missing, os.ErrClosed)
 	}
-	blocked, restore := prepareExec()
-	m := launcherMark{
-		pid: pid(), blocked: blocked, replaced: replacedStandard(),
-		verb: verb, name: commandName(), directory: directory,
+	goBack, err := returnToStart()
+	if err != nil {
+		takeBack()
+		return failed(operation+"return to", atStart.directory, err)
 	}
+	blocked, restore := prepareExec()
+	m := launcherMark{pid(), how, blocked, replacedStandard(), commandName()}
 	var limit unix.Rlimit // which Exec sets back to the caller's
 	errLimit := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
-	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), format(&m)))
+	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), m.String()))
 	if errLimit == nil {
 		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
 	}
 	restore()
+	goBack()
 	takeBack()
 	return failed(operation+"execve", atStart.args[0], err)
 }
 
-// directoryToRestore returns the directory at start-up, or nothing if the program
-// has not left it.
-func directoryToRestore() (string, error) {
+// returnToStart changes to the directory at start-up, unless the program has not
+// left it.
+func returnToStart() (goBack func(), err error) {
 	if now, err := identifyPath("."); err == nil && now == atStart.directoryID {
-		return "", nil
+		return func() {}, nil
 	}
-	then, err := identifyPath(atStart.directory)
-	if err == nil && then != atStart.directoryID {
+	here, err := unix.Open(".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	goBack = func() {
+		_ = unix.Fchdir(here)
+		unix.Close(here)
+	}
+	err = unix.Chdir(atStart.directory)
+	if there, _ := identifyPath("."); err == nil && there != atStart.directoryID {
 		err = unix.ESTALE
 	}
-	return atStart.directory, err
+	if err != nil {
+		goBack()
+	}
+	return goBack, err
 }
 
 // replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced.
@@ -233,49 +244,26 @@ func replacedStandard() (bits int) {
 // process that it names. It is gone before main runs.
 const marker = "_DAEMON_DETACH"
 
-// A mark is what the marker says, to either of two roles.
-type mark interface {
-	parts() (role string, numbers []*int, texts []*string)
+// formatMark makes the variable: the copy of this package that it is for, a role,
+// and what that needs. The name may hold anything.
+func formatMark(role, name string, numbers ...int) string {
+	m := marker + "=" + packagePath() + ":" + role
+	for _, n := range numbers {
+		m += ":" + strconv.Itoa(n)
+	}
+	return m + ":" + name
 }
 
-// format makes the variable: the copy of this package that it is for, the role,
-// the numbers, the lengths of the texts, and the texts, which may hold anything.
-func format(m mark) string {
-	role, numbers, texts := m.parts()
-	head, tail := marker+"="+packagePath()+":"+role, ":"
-	for _, number := range numbers {
-		head += ":" + strconv.Itoa(*number)
-	}
-	for _, text := range texts {
-		head += ":" + strconv.Itoa(len(*text))
-		tail += *text
-	}
-	return head + tail
-}
-
-// parse reads what follows the package's path. It returns false if the marker is
+// parseMark reads what follows the package's path. ok is false if the marker is
 // for another role, or malformed.
-func parse(value string, m mark) bool {
-	role, numbers, texts := m.parts()
-	fields := strings.SplitN(value, ":", 1+len(numbers)+len(texts)+1)
-	if len(fields) < 1+len(numbers)+len(texts)+1 || fields[0] != role {
-		return false
+func parseMark(value, role string, numbers ...*int) (name string, ok bool) {
+	rest, ok := strings.CutPrefix(value, role+":")
+	for _, n := range numbers {
+		field, after, _ := strings.Cut(rest, ":")
+		number, err := strconv.Atoi(field)
+		*n, rest, ok = number, after, ok && err == nil
 	}
-	rest := fields[len(fields)-1]
-	for i, field := range fields[1 : len(fields)-1] {
-		n, err := strconv.Atoi(field)
-		switch {
-		case err != nil:
-			return false
-		case i < len(numbers):
-			*numbers[i] = n
-		case n < 0 || n > len(rest):
-			return false
-		default:
-			*texts[i-len(numbers)], rest = rest[:n], rest[n:]
-		}
-	}
-	return rest == ""
+	return rest, ok
 }
 
 // takeMarker removes the marker from the environment and returns what it says to
@@ -287,7 +275,9 @@ func takeMarker() string {
 		return ""
 	}
 	path, value, _ := strings.Cut(value, ":")
-	if path != packagePath() && (parse(value, &launcherMark{}) || parse(value, &daemonMark{})) {
+	_, isLauncher := parseLauncherMark(value)
+	_, isDaemon := parseDaemonMark(value)
+	if path != packagePath() && (isLauncher || isDaemon) {
 		return ""
 	}
 	os.Unsetenv(marker)

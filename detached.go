@@ -21,8 +21,13 @@ type daemonMark struct {
 	name string // what ps(1) shows
 }
 
-func (m *daemonMark) parts() (string, []*int, []*string) {
-	return "daemon", []*int{&m.launcher, &m.pipe, &m.replaced}, []*string{&m.name}
+func (m daemonMark) String() string {
+	return formatMark("daemon", m.name, m.launcher, m.pipe, m.replaced)
+}
+
+func parseDaemonMark(value string) (m daemonMark, ok bool) {
+	m.name, ok = parseMark(value, "daemon", &m.launcher, &m.pipe, &m.replaced)
+	return m, ok
 }
 
 // startedByDaemonOf reports whether this process inherited a marker: an

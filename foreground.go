@@ -42,13 +42,11 @@ func staysInForeground() bool {
 	case back:
 		return false
 	}
-	parent := unix.Getppid()
-	if startedBySupervisor(parent) {
+	if pid() == 1 || inSessionOfPID1() || executedBySystemd() || startedBySupervisor(unix.Getppid()) {
 		return true
 	}
-	parent = unix.Getppid()             // start-stop-daemon may have gone meanwhile
-	return pid() == 1 || parent == 0 || // outside of the PID namespace
-		inSessionOfPID1() || parent == 1 && startedByPID1() || executedBySystemd()
+	parent := unix.Getppid()                             // start-stop-daemon may have gone meanwhile
+	return parent == 0 || parent == 1 && startedByPID1() // 0: outside of the PID namespace
 }
 
 // inSessionOfPID1 reports whether this is a container whose entry point is a
@@ -66,16 +64,19 @@ func inSessionOfPID1() bool {
 // `start-stop-daemon --background` has /dev/null, and is to stay.
 func startedByPID1() bool {
 	session, err := unix.Getsid(0)
-	return err != nil || session == pid() || !slices.ContainsFunc([]int{0, 1, 2}, isTerminalOrPipe)
+	return err != nil || session == pid() || !slices.ContainsFunc([]int{0, 1, 2}, hasOtherEnd)
 }
 
-func isTerminalOrPipe(fd int) bool {
+// hasOtherEnd reports whether a descriptor is a terminal, a pipe or a socket, at
+// whose other end somebody waits.
+func hasOtherEnd(fd int) bool {
 	var stat unix.Stat_t
 	if unix.Fstat(fd, &stat) != nil {
 		return false
 	}
 	_, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
-	return err == nil || stat.Mode&unix.S_IFMT == unix.S_IFIFO
+	kind := stat.Mode & unix.S_IFMT
+	return err == nil || kind == unix.S_IFIFO || kind == unix.S_IFSOCK
 }
 
 // executedBySystemd also notices a SYSTEMD_EXEC_PID that main has removed since

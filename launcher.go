@@ -15,16 +15,25 @@ import (
 // launcherMark makes a launcher of the process that executes the program.
 type launcherMark struct {
 	pid      int // of that process
+	how      int // the daemon came about: by Ready, or by an explicit Detach
 	blocked  int // see prepareExec
 	replaced int // see replacedStandard
 
-	verb      string // Ready or Detach
-	name      string // what ps(1) shows
-	directory string // where to start the daemon; empty: here
+	name string // what ps(1) shows
 }
 
-func (m *launcherMark) parts() (string, []*int, []*string) {
-	return "launcher", []*int{&m.pid, &m.blocked, &m.replaced}, []*string{&m.verb, &m.name, &m.directory}
+const (
+	implicit = iota
+	explicit
+)
+
+func (m launcherMark) String() string {
+	return formatMark("launcher", m.name, m.pid, m.how, m.blocked, m.replaced)
+}
+
+func parseLauncherMark(value string) (m launcherMark, ok bool) {
+	m.name, ok = parseMark(value, "launcher", &m.pid, &m.how, &m.blocked, &m.replaced)
+	return m, ok
 }
 
 // What the launcher reads from the pipe: words of the daemon, and its own that
@@ -39,9 +48,6 @@ const (
 // daemon says, or as the daemon ends.
 func launch(m launcherMark) {
 	setName(m.name)
-	if m.directory != "" {
-		exitOn("chdir", m.directory, unix.Chdir(m.directory))
-	}
 	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
 	// An ignored SIGCHLD would take the daemon's exit status away.
@@ -50,8 +56,10 @@ func launch(m launcherMark) {
 	catch(signals)
 	unblock(m.blocked)
 	child := startDaemon(m, w)
-	passOnEarly(signals, child)
-	go passOnSignals(signals, child)
+	for len(signals) > 0 { // they came before there was a daemon to get them
+		_ = unix.Kill(child, (<-signals).(unix.Signal))
+	}
+	go passOn(signals, child)
 
 	ended := make(chan unix.WaitStatus, 1)
 	go func() {
@@ -66,7 +74,7 @@ func launch(m launcherMark) {
 			_ = unix.Setpgid(0, 0)
 		}
 	}
-	endLike(m.verb, <-ended)
+	endLike(m.how, <-ended)
 }
 
 // catch has the signals that end a launcher delivered to c, except those that the
@@ -92,30 +100,18 @@ func startDaemon(m launcherMark, w int) (child int) {
 	defer unix.Close(pipe)
 	_, err = unix.FcntlInt(uintptr(pipe), unix.F_SETFD, 0)
 	exitOn("pass on", "pipe", err)
-	mark := daemonMark{launcher: pid(), pipe: pipe, replaced: m.replaced, name: m.name}
+	mark := daemonMark{pid(), pipe, m.replaced, m.name}
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
-		Env:   append(atStart.env, format(&mark)),
+		Env:   append(atStart.env, mark.String()),
 		Files: []uintptr{0, 1, 2},
 	})
 	exitOn("start", atStart.args[0], err)
 	return child
 }
 
-// passOnEarly passes on what came before there was a daemon to get it.
-func passOnEarly(signals <-chan os.Signal, daemon int) {
-	for {
-		select {
-		case s := <-signals:
-			_ = unix.Kill(daemon, s.(unix.Signal))
-		default:
-			return
-		}
-	}
-}
-
-// passOnSignals passes on what was sent to the launcher alone. The terminal's
-// signals are only caught: the daemon, in the same process group, got its own.
-func passOnSignals(signals <-chan os.Signal, child int) {
+// passOn passes on what was sent to the launcher alone. The terminal's signals
+// are only caught: the daemon, in the same process group, got its own.
+func passOn(signals <-chan os.Signal, child int) {
 	for s := range signals {
 		if s == unix.SIGTERM || s == unix.SIGHUP {
 			_ = unix.Kill(child, s.(unix.Signal))
@@ -145,13 +141,13 @@ func hear(pipe int) byte {
 }
 
 // endLike ends the launcher the way the daemon ended before it was ready.
-func endLike(verb string, status unix.WaitStatus) {
+func endLike(how int, status unix.WaitStatus) {
 	if status.Signaled() {
 		dieOf(status.Signal())
 		os.Exit(128 + int(status.Signal()))
 	}
 	code := status.ExitStatus()
-	if code == 0 && verb == "Ready" { // after Detach it may have been a --version
+	if code == 0 && how == implicit { // after Detach it may have been a --version
 		exitOn("detach", atStart.args[0], errors.New("exited with status 0 before it was ready"))
 	}
 	os.Exit(code)

@@ -16,7 +16,9 @@ func stopOnce() error { return nil }
 
 func writeReady(string) error { return nil }
 
-func detach(string) error { return nil }
+const implicit = 0
+
+func detach(int) error { return nil }
 
 type verb struct {
 	own                  []Field

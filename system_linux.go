@@ -70,8 +70,10 @@ func openSocket() (fd int, err error) {
 // descriptor left for it.
 func openPipe() (r, w int, err error) {
 	var fds [2]int
-	err = unix.Pipe2(fds[:], unix.O_CLOEXEC)
-	return fds[0], fds[1], err
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return -1, -1, err
+	}
+	return movePipeHigh(fds[0], fds[1])
 }
 
 // duplicateFrom duplicates fd, as close-on-exec, to the next free number.
@@ -235,10 +237,8 @@ func prepareExec() (blocked int, restore func()) {
 		t.action = setAction(t.signal, ignoreAction)
 	}
 	runtime.LockOSThread()
-	var ending, mask unix.Sigset_t
-	for _, signal := range endingSignals {
-		ending.Val[0] |= 1 << (signal - 1)
-	}
+	ending := signalSet(^0)
+	var mask unix.Sigset_t
 	_ = unix.PthreadSigmask(unix.SIG_BLOCK, &ending, &mask)
 	var actions [len(keptSignals)]sigaction
 	for i, signal := range keptSignals {
@@ -265,14 +265,18 @@ func prepareExec() (blocked int, restore func()) {
 // unblock unblocks in this thread, and so in the child that it starts next, what
 // prepareExec has blocked.
 func unblock(blocked int) {
-	var mask unix.Sigset_t
+	set := signalSet(blocked)
+	_ = unix.PthreadSigmask(unix.SIG_UNBLOCK, &set, nil)
+}
+
+// signalSet returns those of endingSignals that are in bits.
+func signalSet(bits int) (set unix.Sigset_t) {
 	for _, signal := range endingSignals {
-		mask.Val[0] |= 1 << (signal - 1)
-		if blocked&(1<<(signal-1)) == 0 {
-			mask.Val[0] &^= 1 << (signal - 1)
+		if bits&(1<<(signal-1)) != 0 {
+			set.Val[0] |= 1 << (signal - 1)
 		}
 	}
-	_ = unix.PthreadSigmask(unix.SIG_UNBLOCK, &mask, nil)
+	return set
 }
 
 // dieOf ends this process by a signal, and returns where it can't.

@@ -71,7 +71,7 @@ func openPipe() (r, w int, err error) {
 	}
 	unix.CloseOnExec(fds[0])
 	unix.CloseOnExec(fds[1])
-	return fds[0], fds[1], nil
+	return movePipeHigh(fds[0], fds[1])
 }
 
 func duplicateFrom(fd, lowest int) (int, error) {

@@ -493,21 +493,12 @@ func TestLauncherThatFailsNamesTheOperation(t *testing.T) {
 	first.Leaves("ready")
 	mustFail(l, c, `^daemon: open pipe: .*too many open files\n$`)
 
-	launcher, _, pid := realMarkers(t) // as if the directory had gone meanwhile
 	l = testdaemon.NewLine(t)
-	head, name, _ := cutLast(strings.Replace(launcher, pid, "$$", 1), ":0:") // no directory
-	marker := head + ":8:" + name + "/nowhere"
-	c = l.Pipe(testdaemon.UnderShell(l.Command(), `_DAEMON_DETACH="`+marker+`" exec "$@"`))
-	mustFail(l, c, `^daemon: chdir /nowhere: no such file or directory\n$`)
-}
-
-// cutLast is strings.Cut around the last separator.
-func cutLast(s, separator string) (before, after string, found bool) {
-	i := strings.LastIndex(s, separator)
-	if i < 0 {
-		return s, "", false
-	}
-	return s[:i], s[i+len(separator):], true
+	c = l.Pipe(l.Command())
+	first = l.Process()
+	first.Do("limit-files 8 8")
+	first.Leaves("ready")
+	mustFail(l, c, `^daemon: (duplicate pipe|start .*programs): too many open files\n$`)
 }
 
 // The word of a daemon that ends at once is not lost.

@@ -135,6 +135,12 @@ var build = sync.OnceValues(func() (path string, err error) {
 			}
 		}
 	}
+	for _, dir := range []string{"internal", ".."} { // of the root's tests, and of those below internal
+		sources, _ := filepath.Glob(filepath.Join(dir, "testdaemon", "programs", "*.go"))
+		for _, source := range sources {
+			os.Stat(source) // has go test notice that it has changed
+		}
+	}
 	cmd := exec.Command("go", append(args, "github.com/seed-10280e03/daemon/internal/testdaemon/programs")...)
 	cmd.Env = env
 	if out, err := cmd.CombinedOutput(); err != nil {
