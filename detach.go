@@ -5,7 +5,6 @@ package daemon
 import (
 	"errors"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -71,9 +70,11 @@ var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.
 
 func keepStart() {
 	s := &atStart
-	s.args = make([]string, len(os.Args))
-	for i, arg := range os.Args { // which are in the memory where setproctitle(3) writes
-		s.args[i] = strings.Clone(arg)
+	for _, arg := range os.Args { // which are in the memory where setproctitle(3) writes
+		s.args = append(s.args, strings.Clone(arg))
+	}
+	if len(s.args) == 0 { // a library in a program of musl's
+		s.args = []string{"?"}
 	}
 	s.env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
 	s.supervisor = Detect()
@@ -141,16 +142,17 @@ func checkProgram(cure string) error {
 	// The main goroutine's stack tells what no public name does: a test binary's
 	// main is generated, and a C program's library (-buildmode=c-shared,
 	// c-archive) has no main goroutine.
-	buffer := make([]byte, 64<<10)
+	buffer := make([]byte, 256<<10)
 	stacks := "\n\n" + string(buffer[:runtime.Stack(buffer, true)])
 	_, stack, found := strings.Cut(stacks, "\n\ngoroutine 1 ")
 	stack, _, _ = strings.Cut(stack, "\n\n")
-	_, position, _ := strings.Cut(stack, "\nmain.main()\n\t")
-	file, _, _ := strings.Cut(position, ":")
+	_, main, begun := strings.Cut(stack, "\nmain.main()\n\t")
+	file, _, _ := strings.Cut(main, "\n")
+	isTestFlag := func(arg string) bool { return strings.HasPrefix(arg, "-test.") }
 	switch {
 	case !found:
 		return errors.New("a library does not detach or stop the program that has loaded it: " + cure)
-	case filepath.Base(file) == "_testmain.go":
+	case strings.Contains(file, "_testmain.go:"), !begun && slices.ContainsFunc(atStart.args, isTestFlag):
 		return errors.New("a test binary does not detach or stop: use package daemontest, or set NOTIFY_SOCKET, or " + cure)
 	}
 	if executed, loaded := programFiles(); executed != "" && loaded != "" && executed != loaded {

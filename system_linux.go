@@ -177,10 +177,13 @@ func programFiles() (executed, loaded string) {
 		begin, _ := strconv.ParseUint(low, 16, 64)
 		end, _ := strconv.ParseUint(high, 16, 64)
 		if path := strings.Index(rest, "/"); begin <= uint64(pc) && uint64(pc) < end && path >= 0 {
-			return executed, strings.TrimSuffix(rest[path:], "\n")
+			loaded = strings.TrimSuffix(rest[path:], "\n")
 		}
 	}
-	return executed, ""
+	if strings.HasPrefix(loaded, "/memfd:") { // a program that unpacks itself, by upx
+		return executed, executed
+	}
+	return executed, loaded
 }
 
 // sigaction is rt_sigaction(2)'s struct, with room for any architecture's.
