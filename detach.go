@@ -46,7 +46,8 @@ func init() {
 	keepNotifyFD()
 	value := takeMarker()
 	if l, ok := parseLauncherMark(value); ok && l.pid == pid() {
-		launch(l)
+		setName(l.name) // for which an ordinary user must be dumpable
+		launch(l, quitSilently())
 	}
 	if d, ok := parseDaemonMark(value); ok && !startedByDaemonOf(d.launcher) {
 		begin(d)
@@ -191,18 +192,36 @@ func replace(how int) error {
 		takeBack()
 		return failed(operation+"return to", atStart.directory, err)
 	}
-	blocked, restore := prepareExec()
-	m := launcherMark{pid(), how, blocked, replacedStandard(), commandName()}
-	var limit unix.Rlimit // which Exec sets back to the caller's
-	errLimit := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	restore := prepareExec()
+	m := launcherMark{pid(), how, replacedStandard(), commandName()}
+	restoreLimit := lowerFileLimit()
 	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), m.String()))
-	if errLimit == nil {
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
-	}
+	restoreLimit()
 	restore()
 	goBack()
 	takeBack()
 	return failed(operation+"execve", atStart.args[0], err)
+}
+
+// fileLimit is how many descriptors the program may have, and its caller's limit,
+// which syscall.Exec sets once, and then forgets even if it fails.
+var fileLimit struct{ own, callers unix.Rlimit }
+
+// lowerFileLimit sets the caller's limit again if an Exec that failed has
+// forgotten it. restore is for the next that fails.
+func lowerFileLimit() (restore func()) {
+	var own unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &own) != nil {
+		return func() {}
+	}
+	if own == fileLimit.own {
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
+	}
+	return func() {
+		fileLimit.own = own
+		_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &own)
+	}
 }
 
 // returnToStart changes to the directory at start-up, unless the program has not
@@ -295,14 +314,9 @@ func packagePath() string {
 }
 
 // detachedByCopy reports whether another copy has made a daemon of this process.
-// The environment with which the kernel started it shows even what that copy has
-// removed.
+// The launcher has put the marker behind all other variables.
 func detachedByCopy() bool {
-	for variable := range strings.SplitSeq(readFile("/proc/self/environ"), "\x00") {
-		value, marked := strings.CutPrefix(variable, marker+"=")
-		if path, rest, _ := strings.Cut(value, ":"); marked && path != packagePath() && strings.HasPrefix(rest, "daemon:") {
-			return true
-		}
-	}
-	return false
+	value, marked := strings.CutPrefix(lastVariable(), marker+"=")
+	path, rest, _ := strings.Cut(value, ":")
+	return marked && path != packagePath() && strings.HasPrefix(rest, "daemon:")
 }

@@ -16,7 +16,6 @@ import (
 type launcherMark struct {
 	pid      int // of that process
 	how      int // the daemon came about: by Ready, or by an explicit Detach
-	blocked  int // see prepareExec
 	replaced int // see replacedStandard
 
 	name string // what ps(1) shows
@@ -28,11 +27,11 @@ const (
 )
 
 func (m launcherMark) String() string {
-	return formatMark("launcher", m.name, m.pid, m.how, m.blocked, m.replaced)
+	return formatMark("launcher", m.name, m.pid, m.how, m.replaced)
 }
 
 func parseLauncherMark(value string) (m launcherMark, ok bool) {
-	m.name, ok = parseMark(value, "launcher", &m.pid, &m.how, &m.blocked, &m.replaced)
+	m.name, ok = parseMark(value, "launcher", &m.pid, &m.how, &m.replaced)
 	return m, ok
 }
 
@@ -45,20 +44,18 @@ const (
 )
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
-// daemon says, or as the daemon ends.
-func launch(m launcherMark) {
-	setName(m.name)
+// daemon says, or as the daemon ends. handleQuit ends what quitSilently has begun.
+func launch(m launcherMark, handleQuit func()) {
 	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
 	// An ignored SIGCHLD would take the daemon's exit status away.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
 	signals := make(chan os.Signal, 16)
-	catch(signals)
-	unblock(m.blocked)
+	catch(signals, unix.SIGTERM, unix.SIGHUP)
 	child := startDaemon(m, w)
-	for len(signals) > 0 { // they came before there was a daemon to get them
-		_ = unix.Kill(child, (<-signals).(unix.Signal))
-	}
+	// What the terminal sent before this was for the launcher alone, and ended it.
+	catch(signals, unix.SIGINT, unix.SIGQUIT)
+	handleQuit()
 	go passOn(signals, child)
 
 	ended := make(chan unix.WaitStatus, 1)
@@ -77,18 +74,14 @@ func launch(m launcherMark) {
 	endLike(m.how, <-ended)
 }
 
-// catch has the signals that end a launcher delivered to c, except those that the
-// caller ignored. They were blocked until now (see prepareExec), so that no
-// instant of the launcher's life shows it.
-func catch(c chan<- os.Signal) {
-	for _, s := range endingSignals {
+// catch has signals delivered to c, except those that the caller ignored.
+func catch(c chan<- os.Signal, signals ...os.Signal) {
+	for _, s := range signals {
 		if !signal.Ignored(s) {
 			signal.Notify(c, s)
 		}
 	}
 }
-
-var endingSignals = [...]unix.Signal{unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP}
 
 // startDaemon starts the program once more, with another descriptor of the
 // pipe's end w that no descriptor of the caller's can be in the way of.

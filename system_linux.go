@@ -135,6 +135,23 @@ func executedPath() string {
 	return strings.Clone(unix.BytePtrToString(*(**byte)(unsafe.Pointer(&name))))
 }
 
+// lastVariable returns the last variable of the environment with which the kernel
+// started this process, even if it has been removed since. Only the path that the
+// kernel executed (AT_EXECFN) follows it in memory, whether there is a /proc or
+// not.
+func lastVariable() string {
+	path := auxiliary(31)
+	if path == 0 {
+		return ""
+	}
+	end := unsafe.Add(*(*unsafe.Pointer)(unsafe.Pointer(&path)), -1) // the NUL between them
+	length := 0
+	for *(*byte)(unsafe.Add(end, -length-1)) != 0 {
+		length++
+	}
+	return strings.Clone(unsafe.String((*byte)(unsafe.Add(end, -length)), length))
+}
+
 // program returns a path that executes this very program, even if its file has
 // been replaced or removed since.
 func program() (path string, err error) {
@@ -215,10 +232,8 @@ var mips = strings.HasPrefix(runtime.GOARCH, "mips")
 
 // prepareExec removes what outlives this program and would kill the next:
 // interval timers, with the signals that are on their way. It has the signals
-// that the caller ignored ignored again. It blocks the signals that would end the
-// launcher before that catches them, and returns as bits those that were not
-// blocked. restore is for an exec that failed.
-func prepareExec() (blocked int, restore func()) {
+// that the caller ignored ignored again. restore is for an exec that failed.
+func prepareExec() (restore func()) {
 	timers := []struct {
 		timer    unix.ItimerWhich
 		signal   unix.Signal
@@ -236,10 +251,6 @@ func prepareExec() (blocked int, restore func()) {
 		// the signal back.
 		t.action = setAction(t.signal, ignoreAction)
 	}
-	runtime.LockOSThread()
-	ending := signalSet(^0)
-	var mask unix.Sigset_t
-	_ = unix.PthreadSigmask(unix.SIG_BLOCK, &ending, &mask)
 	var actions [len(keptSignals)]sigaction
 	for i, signal := range keptSignals {
 		action := defaultAction
@@ -248,12 +259,10 @@ func prepareExec() (blocked int, restore func()) {
 		}
 		actions[i] = setAction(signal, action)
 	}
-	return int(ending.Val[0] &^ mask.Val[0]), func() {
+	return func() {
 		for i, signal := range keptSignals {
 			rtSigaction(signal, &actions[i], nil)
 		}
-		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &mask, nil)
-		runtime.UnlockOSThread()
 		for i := range timers {
 			t := &timers[i]
 			rtSigaction(t.signal, &t.action, nil)
@@ -262,21 +271,19 @@ func prepareExec() (blocked int, restore func()) {
 	}
 }
 
-// unblock unblocks in this thread, and so in the child that it starts next, what
-// prepareExec has blocked.
-func unblock(blocked int) {
-	set := signalSet(blocked)
-	_ = unix.PthreadSigmask(unix.SIG_UNBLOCK, &set, nil)
-}
-
-// signalSet returns those of endingSignals that are in bits.
-func signalSet(bits int) (set unix.Sigset_t) {
-	for _, signal := range endingSignals {
-		if bits&(1<<(signal-1)) != 0 {
-			set.Val[0] |= 1 << (signal - 1)
+// quitSilently has SIGQUIT end this process without its goroutines and without a
+// core as long as it is not caught. To block it is no use: the Go runtime
+// unblocks it in each thread.
+func quitSilently() (undo func()) {
+	dumpable, _ := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	handler := setAction(unix.SIGQUIT, defaultAction)
+	return func() {
+		rtSigaction(unix.SIGQUIT, &handler, nil)
+		if dumpable == 1 { // nothing else can be set
+			_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
 		}
 	}
-	return set
 }
 
 // dieOf ends this process by a signal, and returns where it can't.

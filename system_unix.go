@@ -38,9 +38,9 @@ func secure() bool {
 	return unix.Getuid() != unix.Geteuid() || unix.Getgid() != unix.Getegid()
 }
 
-func prepareExec() (blocked int, restore func()) { return 0, func() {} }
+func prepareExec() (restore func()) { return func() {} }
 
-func unblock(int) {}
+func quitSilently() (undo func()) { return func() {} }
 
 func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
 
@@ -97,6 +97,9 @@ func executedPath() string {
 	path, _ = filepath.Abs(path)
 	return path
 }
+
+// lastVariable is unknown: what another copy has removed is gone.
+func lastVariable() string { return "" }
 
 func program() (path string, err error) {
 	_, err = identifyPath(atStart.program)
