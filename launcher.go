@@ -38,9 +38,9 @@ func parseLauncherMark(value string) (m launcherMark, ok bool) {
 // What the launcher reads from the pipe: words of the daemon, and its own that
 // the daemon has ended. One reader of one pipe sees which came first.
 const (
-	wordReady = 'r'
-	wordGroup = 'g' // the daemon needs a process group that it can join
-	wordEnded = 'e'
+	wordReady = "r"
+	wordGroup = "g" // the daemon needs a process group that it can join
+	wordEnded = "e"
 )
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
@@ -61,7 +61,7 @@ func launch(m launcherMark, handleQuit func()) {
 	ended := make(chan unix.WaitStatus, 1)
 	go func() {
 		ended <- waitFor(child)
-		_, _ = unix.Write(w, []byte{wordEnded})
+		_ = write(w, wordEnded)
 	}()
 	for word := hear(r); word != wordEnded; word = hear(r) {
 		switch word {
@@ -93,7 +93,7 @@ func startDaemon(m launcherMark, w int) (child int) {
 	defer unix.Close(pipe)
 	_, err = unix.FcntlInt(uintptr(pipe), unix.F_SETFD, 0)
 	exitOn("pass on", "pipe", err)
-	mark := daemonMark{pid(), pipe, m.replaced, m.name}
+	mark := daemonMark{pid(), pipe, m.replaced}
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
 		Env:   append(atStart.env, mark.String()),
 		Files: []uintptr{0, 1, 2},
@@ -113,24 +113,22 @@ func passOn(signals <-chan os.Signal, child int) {
 }
 
 func waitFor(child int) (status unix.WaitStatus) {
-	for {
+	err := uninterrupted(func() error {
 		_, err := unix.Wait4(child, &status, 0, nil)
-		if err != unix.EINTR {
-			exitOn("wait for", "process "+strconv.Itoa(child), err)
-			return status
-		}
-	}
+		return err
+	})
+	exitOn("wait for", "process "+strconv.Itoa(child), err)
+	return status
 }
 
-// hear waits for a word.
-func hear(pipe int) byte {
-	var word [1]byte
-	_, err := unix.Read(pipe, word[:])
-	for err == unix.EINTR {
-		_, err = unix.Read(pipe, word[:])
-	}
+func hear(pipe int) string {
+	word := make([]byte, 1)
+	err := uninterrupted(func() error {
+		_, err := unix.Read(pipe, word)
+		return err
+	})
 	exitOn("read", "pipe", err)
-	return word[0]
+	return string(word)
 }
 
 // endLike ends the launcher the way the daemon ended before it was ready.
