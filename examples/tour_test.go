@@ -56,7 +56,7 @@ func keepTerminal() {
 		panic(err)
 	}
 	unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0)
-	number, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
+	number, err := unix.IoctlGetUint32(int(keyboard.Fd()), unix.TIOCGPTN)
 	if err != nil {
 		panic(err)
 	}
