@@ -150,7 +150,7 @@ func openTerminal() (terminal, line *os.File, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var number int
+	var number uint32
 	// Not by Fd, after which Close would not end a Read.
 	conn, err := terminal.SyscallConn()
 	if err == nil {
@@ -169,7 +169,7 @@ func openTerminal() (terminal, line *os.File, err error) {
 }
 
 // setTerminal unlocks and sets up a terminal, and returns its number.
-func setTerminal(fd int) (number int, err error) {
+func setTerminal(fd int) (number uint32, err error) {
 	modes, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err == nil {
 		modes.Oflag &^= unix.OPOST // show a newline as it was written
@@ -183,7 +183,7 @@ func setTerminal(fd int) (number int, err error) {
 		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
 	}
 	if err == nil {
-		number, err = unix.IoctlGetInt(fd, unix.TIOCGPTN)
+		number, err = unix.IoctlGetUint32(fd, unix.TIOCGPTN)
 	}
 	return number, os.NewSyscallError("ioctl /dev/ptmx", err)
 }

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -55,7 +56,7 @@ func keepTerminal() {
 		panic(err)
 	}
 	unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0)
-	number, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
+	number, err := unix.IoctlGetUint32(int(keyboard.Fd()), unix.TIOCGPTN)
 	if err != nil {
 		panic(err)
 	}
@@ -86,7 +87,14 @@ func forever() { time.Sleep(time.Hour) }
 // tour runs the tour, and returns what it printed and its exit status.
 func tour(t *testing.T, args ...string) (printed string, code int) {
 	t.Helper()
+	return tourIn(t, nil, args...)
+}
+
+// tourIn adds to the environment.
+func tourIn(t *testing.T, environment []string, args ...string) (printed string, code int) {
+	t.Helper()
 	cmd := exec.CommandContext(patient(t), filepath.Join(bin, "tour"), args...)
+	cmd.Env = append(os.Environ(), environment...)
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState == nil {
 		t.Fatal(err)
@@ -105,6 +113,7 @@ func TestTourOfADaemonThatKeepsItsPromises(t *testing.T) {
 		{"worker", []string{"--", filepath.Join(bin, "worker"), "-dir", t.TempDir()}, "STATUS=waiting for files"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			printed, code := tour(t, test.command...)
 			if code != 0 {
 				t.Errorf("exit status %d", code)
@@ -177,15 +186,18 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 		{"shell", "/no/such/command", "The command can be started", patience},
 	} {
 		t.Run(test.as+" "+test.daemon, func(t *testing.T) {
+			t.Parallel() // what they do most is wait
+			nap := newNap()
+			environment := []string{"NAP=" + nap}
 			args := []string{"-as", test.as, "-timeout", test.timeout, "--", "sh", "-c", test.daemon}
 			switch {
 			case brokenDaemons[test.daemon] != nil:
-				t.Setenv(brokenDaemon, test.daemon)
+				environment = append(environment, brokenDaemon+"="+test.daemon)
 				args = append(args[:5], os.Args[0])
 			case strings.HasPrefix(test.daemon, "/"):
 				args = append(args[:5], test.daemon)
 			}
-			printed, code := tour(t, args...)
+			printed, code := tourIn(t, environment, args...)
 			if code != 1 || !strings.Contains(printed, "BROKEN  "+test.promise+".\n") || strings.Count(printed, "BROKEN") != 1 {
 				t.Errorf("exit status %d, and not, or not only, broken: %s\n%s", code, test.promise, printed)
 			}
@@ -195,26 +207,24 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 			if long := regexp.MustCompile(`\.\d{4,}m?s\b`).FindString(printed); long != "" {
 				t.Errorf("too precise to be read: %s in\n%s", long, printed)
 			}
-			if left := sleepers(); len(left) > 0 {
+			if left := sleepers(nap); len(left) > 0 {
 				t.Errorf("processes left behind: %v", left)
 			}
 		})
 	}
 }
 
-// NAP is how long the daemons that sleep do it, in seconds: a number by which
-// this test knows its own.
-func init() {
-	if os.Getenv("NAP") == "" { // not one of brokenDaemons
-		os.Setenv("NAP", strconv.Itoa(10_000_000+os.Getpid()))
-	}
-}
+// newNap returns how long the daemons that sleep do it, in seconds: a number by
+// which a test knows its own.
+func newNap() string { return strconv.FormatInt(1000*int64(10_000+os.Getpid())+naps.Add(1), 10) }
+
+var naps atomic.Int64
 
 // sleepers are the processes that run "sleep $NAP".
-func sleepers() (pids []string) {
+func sleepers(nap string) (pids []string) {
 	paths, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range paths {
-		if text, _ := os.ReadFile(path); string(text) == "sleep\x00"+os.Getenv("NAP")+"\x00" {
+		if text, _ := os.ReadFile(path); string(text) == "sleep\x00"+nap+"\x00" {
 			pids = append(pids, filepath.Base(filepath.Dir(path)))
 		}
 	}
@@ -225,11 +235,15 @@ func TestTourLeavesNobodyBehindWhenInterrupted(t *testing.T) {
 	for _, as := range []string{"systemd", "descriptor", "upstart", "shell"} {
 		for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE} {
 			t.Run(as+" "+unix.SignalName(sig), func(t *testing.T) {
-				p := start(t, command("tour", "-as", as, "--", "sh", "-c", "sleep $NAP & sleep $NAP; true"))
-				eventually(t, "they are started", func() bool { return len(sleepers()) == 2 })
+				t.Parallel()
+				nap := newNap()
+				cmd := command("tour", "-as", as, "--", "sh", "-c", "sleep $NAP & sleep $NAP; true")
+				cmd.Env = append(os.Environ(), "NAP="+nap)
+				p := start(t, cmd)
+				eventually(t, "they are started", func() bool { return len(sleepers(nap)) == 2 })
 				p.signal(sig)
 				p.exit(130)
-				if left := sleepers(); len(left) > 0 {
+				if left := sleepers(nap); len(left) > 0 {
 					t.Errorf("processes left behind: %v", left)
 				}
 			})

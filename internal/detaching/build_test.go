@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -97,6 +98,9 @@ func TestReady(t *testing.T) {
 // module writes the program's sources to a directory, with more, or others.
 func module(t *testing.T, more ...map[string]string) (dir string) {
 	t.Helper()
+	if arch := mustRun(t, testdaemon.GoCommand(t, ".", "env", "GOHOSTARCH")); strings.TrimSpace(arch) != runtime.GOARCH {
+		t.Skipf("is built for %s, not for %s", arch, runtime.GOARCH)
+	}
 	root, err := testdaemon.Root()
 	if err != nil {
 		t.Fatal(err)

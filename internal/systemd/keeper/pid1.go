@@ -83,7 +83,7 @@ func openConsole() (*os.File, error) {
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
 		return nil, os.NewSyscallError("unlock of /dev/ptmx", err)
 	}
-	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	number, err := unix.IoctlGetUint32(fd, unix.TIOCGPTN)
 	if err != nil {
 		return nil, os.NewSyscallError("number of /dev/ptmx", err)
 	}
