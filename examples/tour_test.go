@@ -86,6 +86,7 @@ func forever() { time.Sleep(time.Hour) }
 // tour runs the tour, and returns what it printed and its exit status.
 func tour(t *testing.T, args ...string) (printed string, code int) {
 	t.Helper()
+	noticeSources()
 	cmd := exec.CommandContext(patient(t), filepath.Join(bin, "tour"), args...)
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState == nil {
@@ -173,17 +174,12 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 		{"shell", "trap '' HUP; sleep $NAP & exit 0", session, patience},
 		{"shell", "keeps a terminal", "The daemon has no terminal", patience},
 		{"shell", "setsid sleep $NAP & sleep 1", streams, patience},
-
-		{"shell", "/no/such/command", "The command can be started", patience},
 	} {
 		t.Run(test.as+" "+test.daemon, func(t *testing.T) {
 			args := []string{"-as", test.as, "-timeout", test.timeout, "--", "sh", "-c", test.daemon}
-			switch {
-			case brokenDaemons[test.daemon] != nil:
+			if brokenDaemons[test.daemon] != nil {
 				t.Setenv(brokenDaemon, test.daemon)
 				args = append(args[:5], os.Args[0])
-			case strings.HasPrefix(test.daemon, "/"):
-				args = append(args[:5], test.daemon)
 			}
 			printed, code := tour(t, args...)
 			if code != 1 || !strings.Contains(printed, "BROKEN  "+test.promise+".\n") || strings.Count(printed, "BROKEN") != 1 {
@@ -247,5 +243,28 @@ func TestTourTellsHowItIsUsed(t *testing.T) {
 func TestTourRefusesAnUnknownWay(t *testing.T) {
 	if printed, code := tour(t, "-as", "launchd"); code != 2 || !strings.Contains(printed, "systemd, descriptor, upstart and shell") {
 		t.Errorf("exit status %d: %s", code, printed)
+	}
+}
+
+func TestTourRefusesACommandThatIsNotThere(t *testing.T) {
+	for command, why := range map[string]string{
+		"./no-such-command": "no such file or directory",
+		"no-such-command":   "executable file not found in $PATH",
+	} {
+		printed, code := tour(t, "--", command)
+		if want := fmt.Sprintf("tour: %s: %s\n", command, why); code != 2 || printed != want {
+			t.Errorf("exit status %d, printed %q, want %q", code, printed, want)
+		}
+	}
+}
+
+func TestTourNamesACommandThatCannotBeStarted(t *testing.T) {
+	script := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(script, []byte("#!/no/such/shell\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	printed, code := tour(t, "-as", "shell", "--", script)
+	if code != 1 || !strings.Contains(printed, "BROKEN  The command can be started.\n") {
+		t.Errorf("exit status %d, printed:\n%s", code, printed)
 	}
 }
