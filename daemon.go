@@ -8,8 +8,8 @@
 //     continues it (`expect stop` of init(5)).
 //   - NOTIFY_SOCKET is set: Ready sends READY=1, a status and the process id to
 //     systemd, or whatever else speaks the protocol of sd_notify(3).
-//   - NOTIFY_FD is set: Ready writes a line to that descriptor, on which s6, dinit,
-//     finit or OpenRC wait, and closes it.
+//   - NOTIFY_FD is set: Ready writes READY=1 and a newline to that descriptor, a
+//     pipe or a socket on which s6, dinit, finit or OpenRC wait, and closes it.
 //   - None is set: the program detaches from its terminal, and the command returns
 //     to the shell with exit status 0 once the program is ready (daemon(7)).
 //
@@ -76,6 +76,7 @@
 package daemon
 
 import (
+	"strconv"
 	"strings"
 	"time"
 )
@@ -88,13 +89,27 @@ const (
 	brief   = 5 * time.Second
 )
 
+// verb is what a call says by itself, before its caller's fields.
+type verb struct {
+	own             []Field // its assignments but for
+	status, mainPID *Field  // these two; nil: none
+	is              verbID
+}
+
+// verbID tells apart the verbs that are more than their words. To keep a pointer
+// would move them all to the heap.
+type verbID uint8
+
+const (
+	otherVerb verbID = iota
+	ready            // the next one says its status again
+	readyMain        // ready with MAINPID
+	heartbeat
+	complaint // RunWatchdog takes its status back
+)
+
 var (
-	readyVerb = verb{
-		own:     []Field{{key: "READY", text: "1"}},
-		status:  &notifier.socket.ready,
-		isReady: true,
-		id:      idReady,
-	}
+	readyVerb    = verb{is: ready, own: []Field{{key: "READY", text: "1"}}, status: &notifier.readyStatus}
 	stoppingVerb = verb{own: []Field{{key: "STOPPING", text: "1"}}}
 	notifyVerb   = verb{}
 )
@@ -103,18 +118,12 @@ var (
 // once initialization is over. What it does is up to the environment, as the
 // package documentation says; on systems other than Unix it returns nil.
 //
-//   - Upstart: Ready stops the process by SIGSTOP and returns once upstart has
-//     continued it. A later Ready does nothing.
-//   - Systemd: Ready sends READY=1, STATUS and MAINPID, and then the fields. A
-//     field takes the place of one with its key. STATUS is that of the Ready before,
-//     or "ready". MAINPID is left out behind a wrapper, that is if SYSTEMD_EXEC_PID
-//     names another process, and for PID 1. A later Ready sends again: that is the
-//     end of a reload, even of one that failed (see [Reloading]).
-//   - Descriptor: Ready writes READY=1 and a newline to NOTIFY_FD, a pipe or a
-//     socket that was open when the program started, and closes it. A later Ready
-//     does nothing.
-//   - None: Ready detaches (see [Detach]), or stays if something holds on to this
-//     process. A later Ready does nothing.
+// To systemd Ready sends READY=1, STATUS and MAINPID, and then the fields. A field
+// takes the place of one with its key. STATUS is that of the Ready before, or
+// "ready". MAINPID is left out behind a wrapper, that is if SYSTEMD_EXEC_PID names
+// another process, and for PID 1. A later Ready sends again: that is the end of a
+// reload, even of one that failed (see [Reloading]). In all other cases a later
+// Ready does nothing.
 //
 // Ready returns an error, and does not detach, in a test binary, in a library
 // that a foreign program has loaded, in a setuid program, if user, group or root
@@ -184,33 +193,10 @@ func Notify(fields ...Field) error {
 // the call that it is given to return an error, which names the field, says what
 // is wrong with it and wraps [syscall.EINVAL].
 type Field struct {
-	key     string
+	key     string // empty: the field cannot be sent, and text says why
 	text    string
 	number  int64
 	numeric bool // the value is number, not text
-	broken  rule // 0: none
-}
-
-// rule is one that a field may break.
-type rule uint8
-
-const (
-	rulePID rule = 1 + iota
-	ruleErrno
-	ruleDuration
-	ruleKey
-	ruleDescriptor
-	ruleValue
-)
-
-var rules = [...]string{
-	"a Field is made by a function of this package",
-	rulePID:        "a process id is at least 1",
-	ruleErrno:      "an error number is 0 to 4095",
-	ruleDuration:   "a duration is not negative",
-	ruleKey:        "a key is made of A to Z, 0 to 9 and _, and does not begin with a digit",
-	ruleDescriptor: "this assignment needs a descriptor",
-	ruleValue:      "a value holds no newline, carriage return or NUL",
 }
 
 // Status is what the supervisor shows people of the service (STATUS), in one
@@ -222,13 +208,13 @@ func Status(text string) Field { return Field{key: "STATUS", text: text} }
 // MainPID is the id of the process that the supervisor is to watch (MAINPID).
 // A pid below 1 is invalid.
 func MainPID(pid int) Field {
-	return integer("MAINPID", int64(pid), pid >= 1, rulePID)
+	return integer("MAINPID", int64(pid), pid >= 1, "a process id is at least 1")
 }
 
 // Errno is the error number, see errno(3), because of which the service fails
 // (ERRNO). systemd ignores one outside of 0 to 4095, so that is invalid.
 func Errno(errno int) Field {
-	return integer("ERRNO", int64(errno), 0 <= errno && errno <= maxErrno, ruleErrno)
+	return integer("ERRNO", int64(errno), 0 <= errno && errno <= maxErrno, "an error number is 0 to 4095")
 }
 
 const maxErrno = 4095 // MAX_ERRNO of Linux
@@ -243,14 +229,14 @@ func BusError(name string) Field { return Field{key: "BUSERROR", text: name} }
 // or stop, no sooner than d from now (EXTEND_TIMEOUT_USEC, in whole
 // microseconds). A negative d is invalid.
 func ExtendTimeout(d time.Duration) Field {
-	return integer("EXTEND_TIMEOUT_USEC", d.Microseconds(), d >= 0, ruleDuration)
+	return integer("EXTEND_TIMEOUT_USEC", d.Microseconds(), d >= 0, "a duration is not negative")
 }
 
-func integer(key string, value int64, ok bool, r rule) Field {
-	if ok {
-		r = 0
+func integer(key string, value int64, ok bool, rule string) Field {
+	if !ok {
+		return Field{text: key + "=" + strconv.FormatInt(value, 10) + ": " + rule}
 	}
-	return Field{key: key, number: value, numeric: true, broken: r}
+	return Field{key: key, number: value, numeric: true}
 }
 
 // Set is any other assignment. The key is made of A to Z, 0 to 9 and _, and does
@@ -258,24 +244,16 @@ func integer(key string, value int64, ok bool, r rule) Field {
 // descriptor: see [Barrier] and [StoreFiles]. The value holds no newline,
 // carriage return or NUL. Any other key or value is invalid.
 func Set(key, value string) Field {
-	f := Field{key: key, text: value}
+	rule := ""
 	switch {
-	case !validKey(key):
-		f.broken = ruleKey
+	case key == "" || '0' <= key[0] && key[0] <= '9' || strings.Trim(key, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "":
+		rule = "a key is made of A to Z, 0 to 9 and _, and does not begin with a digit"
 	case key == "BARRIER" || key == "FDSTORE" || key == "MAINPIDFD":
-		f.broken = ruleDescriptor
+		rule = "this assignment needs a descriptor"
 	case strings.ContainsAny(value, "\n\r\x00"):
-		f.broken = ruleValue
+		rule = "a value holds no newline, carriage return or NUL"
+	default:
+		return Field{key: key, text: value}
 	}
-	return f
-}
-
-func validKey(key string) bool {
-	for i := range len(key) {
-		c := key[i]
-		if c != '_' && (c < 'A' || c > 'Z') && (i == 0 || c < '0' || c > '9') {
-			return false
-		}
-	}
-	return key != ""
+	return Field{text: strconv.Quote(key) + "=" + strconv.Quote(value) + ": " + rule}
 }

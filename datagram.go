@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"cmp"
 	"math"
 	"strconv"
 	"unicode/utf8"
@@ -17,9 +18,9 @@ const maxDatagram = 4096
 // datagram is a notification in the making. There is room for a STATUS that will
 // be cut, and for what follows it.
 type datagram struct {
-	buffer  [2 * maxDatagram]byte
 	encoded []byte // what is in buffer
-	says    verbID // the verb whose words that is, without a caller's; or 0
+	says    verbID // the verb whose words that is, without a caller's
+	buffer  [2 * maxDatagram]byte
 }
 
 // encode encodes the verb's own assignments first, STATUS and MAINPID next, and
@@ -27,16 +28,14 @@ type datagram struct {
 // returns the status that was said, or nil. Only what is too long takes other
 // memory than d.
 func (d *datagram) encode(v *verb, fields []Field) (encoded []byte, status *Field, err error) {
-	if v.id != 0 && v.id == d.says && len(fields) == 0 { // saves a tenth of a send
+	if v.is != otherVerb && v.is == d.says && len(fields) == 0 { // saves a tenth of a send
 		return d.encoded, v.status, nil
 	}
 	status, mainPID, others := v.status, v.mainPID, false
 	for i := range fields {
-		f := &fields[i]
-		if f.broken != 0 || f.key == "" {
-			return nil, nil, failed("field", f.describe(), unix.EINVAL)
-		}
-		switch f.key {
+		switch f := &fields[i]; f.key {
+		case "":
+			return nil, nil, failed("field", cmp.Or(f.text, `"": a Field is made by a function of this package`), unix.EINVAL)
 		case "STATUS":
 			status = f
 		case "MAINPID":
@@ -45,14 +44,10 @@ func (d *datagram) encode(v *verb, fields []Field) (encoded []byte, status *Fiel
 			others = true
 		}
 	}
-	d.says = 0
+	d.says = otherVerb
 	b := d.buffer[:0]
 	for i := range v.own {
-		f := &v.own[i]
-		if others {
-			f = last(f.key, f, fields)
-		}
-		b = appendField(b, f)
+		b = appendField(b, last(v.own[i].key, &v.own[i], fields))
 	}
 	begin := len(b)
 	b = appendStatus(b, status, maxDatagram)
@@ -74,7 +69,7 @@ func (d *datagram) encode(v *verb, fields []Field) (encoded []byte, status *Fiel
 		return nil, nil, unix.EMSGSIZE
 	}
 	if len(fields) == 0 {
-		d.says, d.encoded = v.id, b
+		d.says, d.encoded = v.is, b
 	}
 	return b, status, nil
 }
@@ -90,14 +85,6 @@ func appendStatus(b []byte, status *Field, end int) []byte {
 	return append(b, '\n')
 }
 
-// describe says what is wrong with a field.
-func (f *Field) describe() string {
-	if f.numeric {
-		return f.key + "=" + strconv.FormatInt(f.number, 10) + ": " + rules[f.broken]
-	}
-	return strconv.Quote(f.key) + "=" + strconv.Quote(f.text) + ": " + rules[f.broken]
-}
-
 // last returns the last of fields with this key, or else f.
 func last(key string, f *Field, fields []Field) *Field {
 	for i := range fields {
@@ -108,7 +95,6 @@ func last(key string, f *Field, fields []Field) *Field {
 	return f
 }
 
-// appendField appends one line.
 func appendField(b []byte, f *Field) []byte {
 	b = append(b, f.key...)
 	b = append(b, '=')

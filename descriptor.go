@@ -7,61 +7,56 @@ import "golang.org/x/sys/unix"
 // identity tells one file from another, whatever its name or number.
 type identity struct{ device, inode uint64 }
 
-// identify returns the identity of what descriptor fd stands for.
-func identify(fd int) (identity, error) {
+// identify returns the identity of what descriptor fd stands for, or zero.
+func identify(fd int) identity {
 	var stat unix.Stat_t
-	err := unix.Fstat(fd, &stat)
-	return identity{uint64(stat.Dev), uint64(stat.Ino)}, err
+	if unix.Fstat(fd, &stat) != nil {
+		return identity{}
+	}
+	return identityOf(&stat)
 }
 
-// identifyPath returns the identity of the file or directory at path.
+// identifyPath returns the identity of the file or directory at path, or zero.
 func identifyPath(path string) (identity, error) {
 	var stat unix.Stat_t
 	err := unix.Stat(path, &stat)
-	return identity{uint64(stat.Dev), uint64(stat.Ino)}, err
+	return identityOf(&stat), err
+}
+
+func identityOf(stat *unix.Stat_t) identity {
+	return identity{uint64(stat.Dev), uint64(stat.Ino)}
 }
 
 // checkedFD is a descriptor that this package uses only after it has checked
 // that the number still stands for the same file. A program may close all its
-// descriptors, and open others that get the same numbers.
+// descriptors, and open others that get the same numbers. The zero value is
+// never valid.
 type checkedFD struct {
 	fd int
 	id identity
 }
 
-// noFD is never valid.
-var noFD = checkedFD{fd: -1}
-
-func newCheckedFD(fd int) checkedFD {
-	id, err := identify(fd)
-	if err != nil {
-		return noFD
-	}
-	return checkedFD{fd, id}
-}
-
 // inherit returns a pipe or a socket, open for writing, that the environment
 // names by its number, and marks it close-on-exec. A number that is wrong, or
-// forged, may stand for any file: that file is left alone.
-func inherit(fd int) checkedFD {
+// forged, may stand for any file: that file is left alone, and not valid.
+func inherit(fd int) (c checkedFD) {
+	c.fd = fd
 	var stat unix.Stat_t
 	if fd < 0 || unix.Fstat(fd, &stat) != nil {
-		return noFD
+		return c
 	}
-	if kind := stat.Mode & unix.S_IFMT; kind != unix.S_IFIFO && kind != unix.S_IFSOCK {
-		return noFD
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	kind := stat.Mode & unix.S_IFMT
+	if err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY && (kind == unix.S_IFIFO || kind == unix.S_IFSOCK) {
+		unix.CloseOnExec(fd)
+		c.id = identityOf(&stat)
 	}
-	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_ACCMODE == unix.O_RDONLY {
-		return noFD
-	}
-	unix.CloseOnExec(fd)
-	return checkedFD{fd, identity{uint64(stat.Dev), uint64(stat.Ino)}}
+	return c
 }
 
 // valid reports whether the number still stands for the same file.
 func (c checkedFD) valid() bool {
-	id, err := identify(c.fd)
-	return err == nil && id == c.id
+	return c.id != identity{} && c.id == identify(c.fd)
 }
 
 // tableSize is the size of the kernel's first table of descriptors. To grow the
@@ -108,4 +103,20 @@ func duplicateHigh(fd int) (int, error) {
 		}
 	}
 	return duplicateFrom(fd, 3)
+}
+
+// uninterrupted repeats a system call that a signal has interrupted.
+func uninterrupted(call func() error) error {
+	err := call()
+	for err == unix.EINTR {
+		err = call()
+	}
+	return err
+}
+
+func write(fd int, text string) error {
+	return uninterrupted(func() error {
+		_, err := unix.Write(fd, []byte(text))
+		return err
+	})
 }

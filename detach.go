@@ -46,7 +46,8 @@ func init() {
 	keepNotifyFD()
 	value := takeMarker()
 	if l, ok := parseLauncherMark(value); ok && l.pid == pid() {
-		launch(l)
+		setName(l.name) // for which an ordinary user must be dumpable
+		launch(l, quitSilently())
 	}
 	if d, ok := parseDaemonMark(value); ok && !startedByDaemonOf(d.launcher) {
 		begin(d)
@@ -56,7 +57,6 @@ func init() {
 // atStart is how this process was started. The daemon is started alike.
 var atStart struct {
 	args, env   []string
-	program     string // the path that the kernel executed
 	supervisor  Supervisor
 	directory   string
 	directoryID identity
@@ -77,12 +77,11 @@ func keepStart() {
 	}
 	s.env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
 	s.supervisor = Detect()
-	s.program = executedPath()
 	s.directory = workingDirectory()
 	s.directoryID, _ = identifyPath(".")
 	s.root, _ = identifyPath("/")
 	for fd := range s.standard {
-		s.standard[fd], _ = identify(fd)
+		s.standard[fd] = identify(fd)
 	}
 	for i, sig := range keptSignals {
 		s.ignored[i] = isIgnored(sig)
@@ -90,14 +89,6 @@ func keepStart() {
 }
 
 const advice = "call daemon.Detach first in main"
-
-var (
-	errSecure = errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
-	errRights = errors.New("user, group or root directory have changed: " + advice)
-	errPID1   = errors.New("PID 1 cannot leave, for everything would end with it: do not call daemon.Background")
-	errUnset  = errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
-	errCopy   = errors.New("another copy of this package has detached the program: call Ready of that one only")
-)
 
 // detaching is held while the first process turns into the launcher.
 var detaching sync.Mutex
@@ -109,7 +100,7 @@ func detach(how int) error {
 	case detached.isDaemon:
 		return nil
 	case atStart.supervisor != None: // it is there, and cannot be told
-		return failed("detach", atStart.args[0], errUnset)
+		return failed("detach", atStart.args[0], errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that"))
 	case staysInForeground():
 		return nil
 	}
@@ -124,13 +115,13 @@ func detach(how int) error {
 func mayDetach() error {
 	switch {
 	case pid() == 1: // and Background
-		return errPID1
+		return errors.New("PID 1 cannot leave, for everything would end with it: do not call daemon.Background")
 	case secure():
-		return errSecure
+		return errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
 	case !sameRights():
-		return errRights
+		return errors.New("user, group or root directory have changed: " + advice)
 	case detachedByCopy():
-		return errCopy
+		return errors.New("another copy of this package has detached the program: call Ready of that one only")
 	}
 	return checkProgram("call daemon.Foreground")
 }
@@ -162,7 +153,7 @@ func checkProgram(cure string) error {
 	case filepath.Base(file) == "_testmain.go":
 		return errors.New("a test binary does not detach or stop: use package daemontest, or set NOTIFY_SOCKET, or " + cure)
 	}
-	if executed, loaded := executedFile(), loadedFile(); executed != "" && loaded != "" && executed != loaded {
+	if executed, loaded := programFiles(); executed != "" && loaded != "" && executed != loaded {
 		return errors.New("the program that runs is " + executed + ", and this is " + loaded + ": start it by itself, or " + cure)
 	}
 	return nil
@@ -191,18 +182,36 @@ func replace(how int) error {
 		takeBack()
 		return failed(operation+"return to", atStart.directory, err)
 	}
-	blocked, restore := prepareExec()
-	m := launcherMark{pid(), how, blocked, replacedStandard(), commandName()}
-	var limit unix.Rlimit // which Exec sets back to the caller's
-	errLimit := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	restore := prepareExec()
+	m := launcherMark{pid(), how, replacedStandard(), commandName(pid())}
+	restoreLimit := lowerFileLimit()
 	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), m.String()))
-	if errLimit == nil {
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
-	}
+	restoreLimit()
 	restore()
 	goBack()
 	takeBack()
 	return failed(operation+"execve", atStart.args[0], err)
+}
+
+// fileLimit is how many descriptors the program may have, and its caller's limit,
+// which syscall.Exec sets once, and then forgets even if it fails.
+var fileLimit struct{ own, callers unix.Rlimit }
+
+// lowerFileLimit sets the caller's limit again if an Exec that failed has
+// forgotten it. restore is for the next that fails.
+func lowerFileLimit() (restore func()) {
+	var own unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &own) != nil {
+		return func() {}
+	}
+	if own == fileLimit.own {
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
+	}
+	return func() {
+		fileLimit.own = own
+		_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &own)
+	}
 }
 
 // returnToStart changes to the directory at start-up, unless the program has not
@@ -233,7 +242,7 @@ func returnToStart() (goBack func(), err error) {
 // The launcher and the daemon find them replaced when they start.
 func replacedStandard() (bits int) {
 	for fd, then := range atStart.standard {
-		if now, err := identify(fd); err == nil && now != then {
+		if now := identify(fd); now != (identity{}) && now != then {
 			bits |= 1 << fd
 		}
 	}
@@ -295,14 +304,9 @@ func packagePath() string {
 }
 
 // detachedByCopy reports whether another copy has made a daemon of this process.
-// The environment with which the kernel started it shows even what that copy has
-// removed.
+// The launcher has put the marker behind all other variables.
 func detachedByCopy() bool {
-	for variable := range strings.SplitSeq(readFile("/proc/self/environ"), "\x00") {
-		value, marked := strings.CutPrefix(variable, marker+"=")
-		if path, rest, _ := strings.Cut(value, ":"); marked && path != packagePath() && strings.HasPrefix(rest, "daemon:") {
-			return true
-		}
-	}
-	return false
+	value, marked := strings.CutPrefix(lastVariable(), marker+"=")
+	path, rest, _ := strings.Cut(value, ":")
+	return marked && path != packagePath() && strings.HasPrefix(rest, "daemon:")
 }

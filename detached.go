@@ -17,17 +17,15 @@ type daemonMark struct {
 	launcher int // its pid
 	pipe     int // the descriptor through which to tell the launcher
 	replaced int // see replacedStandard
-
-	name string // what ps(1) shows
 }
 
 func (m daemonMark) String() string {
-	return formatMark("daemon", m.name, m.launcher, m.pipe, m.replaced)
+	return formatMark("daemon", "", m.launcher, m.pipe, m.replaced)
 }
 
 func parseDaemonMark(value string) (m daemonMark, ok bool) {
-	m.name, ok = parseMark(value, "daemon", &m.launcher, &m.pipe, &m.replaced)
-	return m, ok
+	rest, ok := parseMark(value, "daemon", &m.launcher, &m.pipe, &m.replaced)
+	return m, ok && rest == ""
 }
 
 // startedByDaemonOf reports whether this process inherited a marker: an
@@ -73,7 +71,6 @@ var detached struct {
 func begin(m daemonMark) {
 	d := &detached
 	d.isDaemon, d.launcher, d.replaced = true, m.launcher, m.replaced
-	d.pipe, d.null = noFD, noFD
 	if unix.Getppid() != m.launcher {
 		return // it is gone, and the marker says nothing of this process
 	}
@@ -81,9 +78,9 @@ func begin(m daemonMark) {
 		d.pipe = inherit(m.pipe)
 	}
 	if null, err := openNull(); err == nil { // if not now, then by Ready
-		d.null = newCheckedFD(null)
+		d.null = checkedFD{null, identify(null)}
 	}
-	setName(m.name)
+	setName(commandName(m.launcher))
 	own := strconv.Itoa(m.launcher)
 	if os.Getenv("LISTEN_PID") == own {
 		os.Setenv("LISTEN_PID", strconv.Itoa(pid()))
@@ -143,12 +140,8 @@ func findLauncher() error {
 	return nil
 }
 
-func say(word byte) error {
-	_, err := unix.Write(detached.pipe.fd, []byte{word})
-	for err == unix.EINTR {
-		_, err = unix.Write(detached.pipe.fd, []byte{word})
-	}
-	if err != nil {
+func say(word string) error {
+	if err := write(detached.pipe.fd, word); err != nil {
 		return failed("detach: tell", "launcher", err)
 	}
 	return nil
@@ -170,8 +163,8 @@ func leaveTerminal() error {
 		return failed("detach: setsid", "process "+strconv.Itoa(pid()), err)
 	}
 	for fd, then := range atStart.standard {
-		now, err := identify(fd)
-		if err == nil && (now != then || detached.replaced&(1<<fd) != 0) {
+		now := identify(fd)
+		if now != (identity{}) && (now != then || detached.replaced&(1<<fd) != 0) {
 			continue // a log file, perhaps
 		}
 		if err := duplicateTo(null, fd); err != nil {

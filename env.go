@@ -21,15 +21,9 @@ const (
 
 // String returns the supervisor's name in lower case.
 func (s Supervisor) String() string {
-	switch s {
-	case None:
-		return "none"
-	case Upstart:
-		return "upstart"
-	case Systemd:
-		return "systemd"
-	case Descriptor:
-		return "descriptor"
+	names := [...]string{"none", "upstart", "systemd", "descriptor"}
+	if 0 <= s && int(s) < len(names) {
+		return names[s]
 	}
 	return "Supervisor(" + strconv.Itoa(int(s)) + ")"
 }
@@ -59,15 +53,7 @@ func supervisor() (who Supervisor, value string) {
 }
 
 // pid returns this process's id. A notification takes no system call for it.
-func pid() int {
-	if known := knownPID.Load(); known != 0 {
-		return int(known)
-	}
-	knownPID.Store(int64(os.Getpid()))
-	return pid()
-}
-
-var knownPID atomic.Int64
+var pid = sync.OnceValue(os.Getpid)
 
 // namesPID reports whether a variable's value is this process's id.
 func namesPID(value string) bool {

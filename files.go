@@ -34,11 +34,12 @@ type passedFD struct {
 func keepPassed() {
 	count, names := passedFiles()
 	for i := range count {
-		fd := newCheckedFD(firstPassed + i)
-		if fd == noFD {
+		fd := firstPassed + i
+		id := identify(fd)
+		if id == (identity{}) { // the environment promises too much
 			break
 		}
-		passed.atStart = append(passed.atStart, passedFD{fd, nameOf(i, names)})
+		passed.atStart = append(passed.atStart, passedFD{checkedFD{fd, id}, nameOf(i, names)})
 	}
 }
 

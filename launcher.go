@@ -16,7 +16,6 @@ import (
 type launcherMark struct {
 	pid      int // of that process
 	how      int // the daemon came about: by Ready, or by an explicit Detach
-	blocked  int // see prepareExec
 	replaced int // see replacedStandard
 
 	name string // what ps(1) shows
@@ -28,43 +27,41 @@ const (
 )
 
 func (m launcherMark) String() string {
-	return formatMark("launcher", m.name, m.pid, m.how, m.blocked, m.replaced)
+	return formatMark("launcher", m.name, m.pid, m.how, m.replaced)
 }
 
 func parseLauncherMark(value string) (m launcherMark, ok bool) {
-	m.name, ok = parseMark(value, "launcher", &m.pid, &m.how, &m.blocked, &m.replaced)
+	m.name, ok = parseMark(value, "launcher", &m.pid, &m.how, &m.replaced)
 	return m, ok
 }
 
 // What the launcher reads from the pipe: words of the daemon, and its own that
 // the daemon has ended. One reader of one pipe sees which came first.
 const (
-	wordReady = 'r'
-	wordGroup = 'g' // the daemon needs a process group that it can join
-	wordEnded = 'e'
+	wordReady = "r"
+	wordGroup = "g" // the daemon needs a process group that it can join
+	wordEnded = "e"
 )
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
-// daemon says, or as the daemon ends.
-func launch(m launcherMark) {
-	setName(m.name)
+// daemon says, or as the daemon ends. handleQuit ends what quitSilently has begun.
+func launch(m launcherMark, handleQuit func()) {
 	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
 	// An ignored SIGCHLD would take the daemon's exit status away.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
 	signals := make(chan os.Signal, 16)
-	catch(signals)
-	unblock(m.blocked)
+	catch(signals, unix.SIGTERM, unix.SIGHUP)
 	child := startDaemon(m, w)
-	for len(signals) > 0 { // they came before there was a daemon to get them
-		_ = unix.Kill(child, (<-signals).(unix.Signal))
-	}
+	// What the terminal sent before this was for the launcher alone, and ended it.
+	catch(signals, unix.SIGINT, unix.SIGQUIT)
+	handleQuit()
 	go passOn(signals, child)
 
 	ended := make(chan unix.WaitStatus, 1)
 	go func() {
 		ended <- waitFor(child)
-		_, _ = unix.Write(w, []byte{wordEnded})
+		_ = write(w, wordEnded)
 	}()
 	for word := hear(r); word != wordEnded; word = hear(r) {
 		switch word {
@@ -77,18 +74,14 @@ func launch(m launcherMark) {
 	endLike(m.how, <-ended)
 }
 
-// catch has the signals that end a launcher delivered to c, except those that the
-// caller ignored. They were blocked until now (see prepareExec), so that no
-// instant of the launcher's life shows it.
-func catch(c chan<- os.Signal) {
-	for _, s := range endingSignals {
+// catch has signals delivered to c, except those that the caller ignored.
+func catch(c chan<- os.Signal, signals ...os.Signal) {
+	for _, s := range signals {
 		if !signal.Ignored(s) {
 			signal.Notify(c, s)
 		}
 	}
 }
-
-var endingSignals = [...]unix.Signal{unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP}
 
 // startDaemon starts the program once more, with another descriptor of the
 // pipe's end w that no descriptor of the caller's can be in the way of.
@@ -100,7 +93,7 @@ func startDaemon(m launcherMark, w int) (child int) {
 	defer unix.Close(pipe)
 	_, err = unix.FcntlInt(uintptr(pipe), unix.F_SETFD, 0)
 	exitOn("pass on", "pipe", err)
-	mark := daemonMark{pid(), pipe, m.replaced, m.name}
+	mark := daemonMark{pid(), pipe, m.replaced}
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
 		Env:   append(atStart.env, mark.String()),
 		Files: []uintptr{0, 1, 2},
@@ -120,24 +113,22 @@ func passOn(signals <-chan os.Signal, child int) {
 }
 
 func waitFor(child int) (status unix.WaitStatus) {
-	for {
+	err := uninterrupted(func() error {
 		_, err := unix.Wait4(child, &status, 0, nil)
-		if err != unix.EINTR {
-			exitOn("wait for", "process "+strconv.Itoa(child), err)
-			return status
-		}
-	}
+		return err
+	})
+	exitOn("wait for", "process "+strconv.Itoa(child), err)
+	return status
 }
 
-// hear waits for a word.
-func hear(pipe int) byte {
-	var word [1]byte
-	_, err := unix.Read(pipe, word[:])
-	for err == unix.EINTR {
-		_, err = unix.Read(pipe, word[:])
-	}
+func hear(pipe int) string {
+	word := make([]byte, 1)
+	err := uninterrupted(func() error {
+		_, err := unix.Read(pipe, word)
+		return err
+	})
 	exitOn("read", "pipe", err)
-	return word[0]
+	return string(word)
 }
 
 // endLike ends the launcher the way the daemon ended before it was ready.

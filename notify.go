@@ -15,32 +15,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// verb is what a call says by itself, before its caller's fields.
-type verb struct {
-	own             []Field // its assignments but for
-	status, mainPID *Field  // these two; nil: none
-
-	isReady     bool   // the next Ready says this status again
-	isComplaint bool   // RunWatchdog takes this status back
-	id          verbID // of a verb whose words stay in the datagram, to be sent again
-}
-
-// verbID tells verbs apart. To keep a pointer would move them all to the heap.
-type verbID uint8
-
-const (
-	idReady verbID = 1 + iota
-	idReadyMain
-	idHeartbeat
-)
-
 // notifier is the one socket and the one datagram of this process. They stay, so
 // that a notification takes no memory and no descriptor which an ailing process
 // may not get.
 var notifier struct {
 	sync.Mutex // held while a datagram is built and sent, never while anyone waits
-	socket     socket
-	datagram   datagram
+	socket
+
+	// What this supervisor was told: the status of the last Ready, and the
+	// status that was said last.
+	readyStatus, lastStatus Field
+
+	// At the end, for the first call's sake: what is in front of the datagram's
+	// buffer, and the first bytes of that, are in one page of memory.
+	datagram
 }
 
 // notify tells the supervisor what the verb says and then the caller's fields, in
@@ -62,10 +50,10 @@ func notify(done <-chan struct{}, limit time.Duration, v *verb, fields []Field) 
 func sendReady(address string, fields []Field) error {
 	v := readyVerb
 	if last("MAINPID", nil, fields) == nil { // or else the caller says it
-		started := getenv("SYSTEMD_EXEC_PID")
-		if pid() != 1 && (started == "" || namesPID(started)) {
-			v.mainPID = &Field{key: "MAINPID", number: int64(pid()), numeric: true}
-			v.id = idReadyMain
+		started, own := getenv("SYSTEMD_EXEC_PID"), pid()
+		if own != 1 && (started == "" || namesPID(started)) {
+			v.mainPID = &Field{key: "MAINPID", number: int64(own), numeric: true}
+			v.is = readyMain
 		}
 	}
 	return send(nil, patient, address, &v, fields, nil)
@@ -135,10 +123,13 @@ func trySend(address string, v *verb, fields []Field, rights []int) (fd int, err
 	notifier.Lock()
 	defer notifier.Unlock()
 	s := &notifier.socket
-	if s.address != address {
-		s.forget(address)
+	if s.address != address { // another supervisor, which nobody has told anything yet
+		s.address, s.connected = address, false
+		notifier.says = otherVerb
+		notifier.readyStatus = Field{key: "STATUS", text: "ready"}
+		notifier.lastStatus = Field{key: "STATUS"}
 	}
-	encoded, status, err := notifier.datagram.encode(v, fields)
+	encoded, status, err := notifier.encode(v, fields)
 	if err == nil {
 		err = s.send(encoded, rights)
 	}
@@ -148,11 +139,11 @@ func trySend(address string, v *verb, fields []Field, rights []int) (fd int, err
 		}
 		return s.fd, err
 	}
-	if status != nil && !v.isComplaint {
-		s.said.text = status.text
+	if status != nil && v.is != complaint {
+		notifier.lastStatus.text = status.text
 	}
-	if status != nil && v.isReady {
-		s.ready.text = status.text
+	if status != nil && (v.is == ready || v.is == readyMain) {
+		notifier.readyStatus.text = status.text
 	}
 	return s.fd, nil
 }
@@ -161,20 +152,7 @@ func trySend(address string, v *verb, fields []Field, rights []int) (fd int, err
 type socket struct {
 	checkedFD
 	address   string // of the supervisor
-	opened    bool
 	connected bool
-
-	// What this supervisor was told: the status of the last Ready, and the
-	// status that was said last.
-	ready, said Field
-}
-
-// forget prepares for another supervisor, which nobody has told anything yet.
-func (s *socket) forget(address string) {
-	s.address, s.connected = address, false
-	notifier.datagram.says = 0
-	s.ready = Field{key: "STATUS", text: "ready"}
-	s.said = Field{key: "STATUS"}
 }
 
 // send sends to the address. It connects the socket the first time, and again if
@@ -199,12 +177,9 @@ func sendTo(fd int, encoded []byte, rights []int) error {
 		}
 		return nil
 	}
-	for {
-		err := unix.Sendmsg(fd, encoded, unix.UnixRights(rights...), nil, unix.MSG_NOSIGNAL)
-		if err != unix.EINTR {
-			return err
-		}
-	}
+	return uninterrupted(func() error {
+		return unix.Sendmsg(fd, encoded, unix.UnixRights(rights...), nil, unix.MSG_NOSIGNAL)
+	})
 }
 
 func (s *socket) connect() error {
@@ -212,7 +187,7 @@ func (s *socket) connect() error {
 	if !strings.HasPrefix(s.address, "/") && !strings.HasPrefix(s.address, "@") {
 		return unix.EAFNOSUPPORT
 	}
-	if !s.opened || !s.valid() {
+	if !s.valid() {
 		low, err := openSocket()
 		if err != nil {
 			return err
@@ -221,13 +196,10 @@ func (s *socket) connect() error {
 		if err != nil {
 			return err
 		}
-		s.checkedFD, s.opened = newCheckedFD(fd), true
+		s.checkedFD = checkedFD{fd, identify(fd)}
 	}
 	// An @ stands for a NUL. Not unix.SockaddrUnix: it refuses the longest name.
-	err := syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: s.address})
-	for err == syscall.EINTR {
-		err = syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: s.address})
-	}
+	err := uninterrupted(func() error { return syscall.Connect(s.fd, &syscall.SockaddrUnix{Name: s.address}) })
 	s.connected = err == nil
 	return err
 }

@@ -18,7 +18,6 @@ var notifyFD struct {
 
 // keepNotifyFD runs before main, which may open files of its own by that number.
 func keepNotifyFD() {
-	notifyFD.passed = noFD
 	if number, err := strconv.Atoi(getenv("NOTIFY_FD")); err == nil {
 		notifyFD.passed = inherit(number)
 	}
@@ -61,10 +60,5 @@ func writeNow(fd int, text string) error {
 	if _, err := unix.Poll(fds[:], 0); err == nil && fds[0].Revents == 0 {
 		return unix.EAGAIN
 	}
-	for {
-		_, err := unix.Write(fd, []byte(text))
-		if err != unix.EINTR {
-			return err
-		}
-	}
+	return write(fd, text)
 }

@@ -20,20 +20,7 @@ const implicit = 0
 
 func detach(int) error { return nil }
 
-type verb struct {
-	own                  []Field
-	status, mainPID      *Field
-	isReady, isComplaint bool
-	id                   int
-}
-
-const (
-	idReady = iota
-	idReadyMain
-	idHeartbeat
-)
-
-var notifier struct{ socket struct{ ready, said Field } }
+var notifier struct{ readyStatus, lastStatus Field }
 
 func notify(<-chan struct{}, time.Duration, *verb, []Field) error { return nil }
 

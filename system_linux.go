@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -125,14 +127,21 @@ func idsAtStart() (ids [4]int) {
 	return ids
 }
 
-// executedPath returns the path that the kernel executed (AT_EXECFN), whatever
-// argv[0] says.
-func executedPath() string {
-	name := auxiliary(31)
-	if name == 0 {
+// lastVariable returns the last variable of the environment with which the kernel
+// started this process, even if it has been removed since. Only the path that the
+// kernel executed (AT_EXECFN) follows it in memory, whether there is a /proc or
+// not.
+func lastVariable() string {
+	path := auxiliary(31)
+	if path == 0 {
 		return ""
 	}
-	return strings.Clone(unix.BytePtrToString(*(**byte)(unsafe.Pointer(&name))))
+	end := unsafe.Add(*(*unsafe.Pointer)(unsafe.Pointer(&path)), -1) // the NUL between them
+	length := 0
+	for *(*byte)(unsafe.Add(end, -length-1)) != 0 {
+		length++
+	}
+	return strings.Clone(unsafe.String((*byte)(unsafe.Add(end, -length)), length))
 }
 
 // program returns a path that executes this very program, even if its file has
@@ -142,7 +151,12 @@ func program() (path string, err error) {
 	if _, err := identifyPath(exe); err == nil {
 		return exe, nil
 	}
-	path = atStart.program
+	// The path that the kernel executed (AT_EXECFN), whatever argv[0] says.
+	name := auxiliary(31)
+	if name == 0 {
+		return "", unix.ENOENT
+	}
+	path = strings.Clone(unix.BytePtrToString(*(**byte)(unsafe.Pointer(&name))))
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(atStart.directory, path)
 	}
@@ -150,16 +164,12 @@ func program() (path string, err error) {
 	return path, err
 }
 
-// executedFile returns the file that the kernel executed: for `ld.so ./program`
-// the dynamic loader, for a plugin's code the program that has loaded it.
-func executedFile() string {
-	var path [unix.PathMax]byte
-	n, _ := unix.Readlink("/proc/self/exe", path[:])
-	return strings.ReplaceAll(string(path[:max(n, 0)]), "\n", `\012`) // as in proc_pid_maps(5)
-}
-
-// loadedFile returns the file from which this code was loaded.
-func loadedFile() string {
+// programFiles returns the file that the kernel executed, which for `ld.so
+// ./program` is the dynamic loader, and for a plugin's code the program that has
+// loaded it; and the file from which this code was loaded.
+func programFiles() (executed, loaded string) {
+	executed, _ = os.Readlink("/proc/self/exe")
+	executed = strings.ReplaceAll(executed, "\n", `\012`) // as in proc_pid_maps(5)
 	pc, _, _, _ := runtime.Caller(0)
 	for line := range strings.Lines(readFile("/proc/self/maps")) {
 		addresses, rest, _ := strings.Cut(line, " ")
@@ -167,10 +177,10 @@ func loadedFile() string {
 		begin, _ := strconv.ParseUint(low, 16, 64)
 		end, _ := strconv.ParseUint(high, 16, 64)
 		if path := strings.Index(rest, "/"); begin <= uint64(pc) && uint64(pc) < end && path >= 0 {
-			return strings.TrimSuffix(rest[path:], "\n")
+			return executed, strings.TrimSuffix(rest[path:], "\n")
 		}
 	}
-	return ""
+	return executed, ""
 }
 
 // sigaction is rt_sigaction(2)'s struct, with room for any architecture's.
@@ -184,99 +194,75 @@ const (
 
 // setAction sets what the kernel does with a signal, behind os/signal's back.
 func setAction(signal unix.Signal, action uintptr) (old sigaction) {
-	changed := sigaction{action}
-	if mips { // has the flags first
-		changed = sigaction{1: action}
-	}
+	var changed sigaction
+	changed[mips] = action
 	rtSigaction(signal, &changed, &old)
 	return old
 }
 
-// isIgnored is what signal.Ignored does not know of all signals.
-func isIgnored(signal unix.Signal) bool {
-	var action sigaction
-	rtSigaction(signal, nil, &action)
-	if mips {
-		return action[1] == ignoreAction
+// isIgnored also knows of those signals that signal.Ignored does not know of.
+func isIgnored(s unix.Signal) bool {
+	if s == unix.SIGHUP || s == unix.SIGINT {
+		return signal.Ignored(s) // which takes no system call
 	}
-	return action[0] == ignoreAction
+	var action sigaction
+	rtSigaction(s, nil, &action)
+	return action[mips] == ignoreAction
 }
 
 func rtSigaction(signal unix.Signal, changed, old *sigaction) {
-	sigsetSize := uintptr(8)
-	if mips { // has 128 signals
-		sigsetSize = 16
-	}
 	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(signal),
-		uintptr(unsafe.Pointer(changed)), uintptr(unsafe.Pointer(old)), sigsetSize, 0, 0)
+		uintptr(unsafe.Pointer(changed)), uintptr(unsafe.Pointer(old)), uintptr(8+8*mips), 0, 0)
 }
 
-var mips = strings.HasPrefix(runtime.GOARCH, "mips")
+// mips is 1 on mips, whose struct has the flags first, and which has 128 signals
+// in place of 64.
+var mips = strings.Count(runtime.GOARCH, "mips")
 
 // prepareExec removes what outlives this program and would kill the next:
 // interval timers, with the signals that are on their way. It has the signals
-// that the caller ignored ignored again. It blocks the signals that would end the
-// launcher before that catches them, and returns as bits those that were not
-// blocked. restore is for an exec that failed.
-func prepareExec() (blocked int, restore func()) {
-	timers := []struct {
-		timer    unix.ItimerWhich
-		signal   unix.Signal
-		interval unix.Itimerval
-		action   sigaction
-	}{
-		{timer: unix.ITIMER_REAL, signal: unix.SIGALRM},
-		{timer: unix.ITIMER_VIRTUAL, signal: unix.SIGVTALRM},
-		{timer: unix.ITIMER_PROF, signal: unix.SIGPROF},
+// that the caller ignored ignored again. restore is for an exec that failed.
+func prepareExec() (restore func()) {
+	var timers [3]unix.Itimerval // ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF
+	for which := range timers {
+		timers[which], _ = unix.Setitimer(unix.ItimerWhich(which), unix.Itimerval{})
 	}
-	for i := range timers {
-		t := &timers[i]
-		t.interval, _ = unix.Setitimer(t.timer, unix.Itimerval{})
+	actions := map[unix.Signal]sigaction{}
+	for _, signal := range []unix.Signal{unix.SIGALRM, unix.SIGVTALRM, unix.SIGPROF} {
 		// Discards what is pending. The Go runtime of the next program takes
 		// the signal back.
-		t.action = setAction(t.signal, ignoreAction)
+		actions[signal] = setAction(signal, ignoreAction)
 	}
-	runtime.LockOSThread()
-	ending := signalSet(^0)
-	var mask unix.Sigset_t
-	_ = unix.PthreadSigmask(unix.SIG_BLOCK, &ending, &mask)
-	var actions [len(keptSignals)]sigaction
 	for i, signal := range keptSignals {
 		action := defaultAction
 		if atStart.ignored[i] {
 			action = ignoreAction
 		}
-		actions[i] = setAction(signal, action)
+		actions[signal] = setAction(signal, action)
 	}
-	return int(ending.Val[0] &^ mask.Val[0]), func() {
-		for i, signal := range keptSignals {
-			rtSigaction(signal, &actions[i], nil)
+	return func() {
+		for signal, action := range actions {
+			rtSigaction(signal, &action, nil)
 		}
-		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &mask, nil)
-		runtime.UnlockOSThread()
-		for i := range timers {
-			t := &timers[i]
-			rtSigaction(t.signal, &t.action, nil)
-			_, _ = unix.Setitimer(t.timer, t.interval)
+		for which, interval := range timers {
+			_, _ = unix.Setitimer(unix.ItimerWhich(which), interval)
 		}
 	}
 }
 
-// unblock unblocks in this thread, and so in the child that it starts next, what
-// prepareExec has blocked.
-func unblock(blocked int) {
-	set := signalSet(blocked)
-	_ = unix.PthreadSigmask(unix.SIG_UNBLOCK, &set, nil)
-}
-
-// signalSet returns those of endingSignals that are in bits.
-func signalSet(bits int) (set unix.Sigset_t) {
-	for _, signal := range endingSignals {
-		if bits&(1<<(signal-1)) != 0 {
-			set.Val[0] |= 1 << (signal - 1)
+// quitSilently has SIGQUIT end this process without its goroutines and without a
+// core as long as it is not caught. To block it is no use: the Go runtime
+// unblocks it in each thread.
+func quitSilently() (undo func()) {
+	dumpable, _ := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	handler := setAction(unix.SIGQUIT, defaultAction)
+	return func() {
+		rtSigaction(unix.SIGQUIT, &handler, nil)
+		if dumpable == 1 { // nothing else can be set
+			_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
 		}
 	}
-	return set
 }
 
 // dieOf ends this process by a signal, and returns where it can't.
@@ -289,9 +275,9 @@ func dieOf(signal unix.Signal) {
 	_ = raise(signal)
 }
 
-// commandName is the name that ps(1) shows of this process.
-func commandName() string {
-	if name := readFile("/proc/self/comm"); name != "" {
+// commandName is the name that ps(1) shows of a process of this program.
+func commandName(process int) string {
+	if name := readFile("/proc/" + strconv.Itoa(process) + "/comm"); name != "" {
 		return strings.TrimSuffix(name, "\n")
 	}
 	return filepath.Base(atStart.args[0])

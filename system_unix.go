@@ -38,9 +38,9 @@ func secure() bool {
 	return unix.Getuid() != unix.Geteuid() || unix.Getgid() != unix.Getegid()
 }
 
-func prepareExec() (blocked int, restore func()) { return 0, func() {} }
+func prepareExec() (restore func()) { return func() {} }
 
-func unblock(int) {}
+func quitSilently() (undo func()) { return func() {} }
 
 func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
 
@@ -89,28 +89,29 @@ var startIDs = [4]int{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid
 
 func idsAtStart() [4]int { return startIDs }
 
-func executedPath() string {
+// executable is the path by which the program was started.
+var executable = func() string {
 	path := os.Args[0]
 	if !strings.Contains(path, "/") {
 		path, _ = exec.LookPath(path) // exec.ErrDot comes with a path
 	}
 	path, _ = filepath.Abs(path)
 	return path
-}
+}()
+
+// lastVariable is unknown: what another copy has removed is gone.
+func lastVariable() string { return "" }
 
 func program() (path string, err error) {
-	_, err = identifyPath(atStart.program)
-	return atStart.program, err
+	_, err = identifyPath(executable)
+	return executable, err
 }
 
-// Nobody tells which file the code is from.
-
-func executedFile() string { return "" }
-
-func loadedFile() string { return "" }
+// programFiles: nobody tells.
+func programFiles() (executed, loaded string) { return "", "" }
 
 // The program is executed by its own name.
 
-func commandName() string { return "" }
+func commandName(int) string { return "" }
 
 func setName(string) {}

@@ -16,9 +16,9 @@ func Heartbeat() error {
 }
 
 var (
-	heartbeatVerb = verb{id: idHeartbeat, own: []Field{{key: "WATCHDOG", text: "1"}}}
-	complaintVerb = verb{isComplaint: true}
-	recoveryVerb  = verb{own: heartbeatVerb.own, status: &notifier.socket.said}
+	heartbeatVerb = verb{is: heartbeat, own: []Field{{key: "WATCHDOG", text: "1"}}}
+	complaintVerb = verb{is: complaint}
+	recoveryVerb  = verb{own: heartbeatVerb.own, status: &notifier.lastStatus}
 )
 
 // WatchdogTimeout returns the time within which the supervisor wants to see a
@@ -32,20 +32,25 @@ func WatchdogTimeout() (time.Duration, error) {
 	if value == "" {
 		return 0, nil
 	}
-	usec, err := strconv.ParseInt(value, 10, 64)
-	if err != nil || usec <= 0 || value[0] == '+' {
-		return 0, &os.PathError{Op: "daemon: parse WATCHDOG_USEC", Path: strconv.Quote(value), Err: syscall.EINVAL}
+	usec, err := parsePositive("WATCHDOG_USEC", value, 64)
+	if err != nil {
+		return 0, err
 	}
 	if value := getenv("WATCHDOG_PID"); value != "" {
-		watched, err := strconv.ParseInt(value, 10, 32)
-		if err != nil || watched <= 0 || value[0] == '+' {
-			return 0, &os.PathError{Op: "daemon: parse WATCHDOG_PID", Path: strconv.Quote(value), Err: syscall.EINVAL}
-		}
-		if int(watched) != pid() {
-			return 0, nil
+		watched, err := parsePositive("WATCHDOG_PID", value, 32)
+		if err != nil || int(watched) != pid() {
+			return 0, err
 		}
 	}
 	return time.Duration(min(usec, math.MaxInt64/1000)) * time.Microsecond, nil
+}
+
+func parsePositive(key, value string, bits int) (int64, error) {
+	n, err := strconv.ParseInt(value, 10, bits)
+	if err != nil || n <= 0 || value[0] == '+' {
+		return 0, &os.PathError{Op: "daemon: parse " + key, Path: strconv.Quote(value), Err: syscall.EINVAL}
+	}
+	return n, nil
 }
 
 // RunWatchdog sends a heartbeat at once and then every half of
@@ -63,15 +68,19 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 	if timeout == 0 {
 		return err
 	}
-	period := pause(timeout, nil)
+	period := timeout / 2
 	ticker := time.NewTicker(period)
 	defer ticker.Stop()
-	var w watchdog
+	complained := false
 	for ctx.Err() == nil {
 		if result, ok := check(ctx, healthy); ok {
-			w.report(ctx.Done(), result)
-			if p := pause(timeout, result); p != period {
-				period = p
+			complained = report(ctx.Done(), result, complained)
+			next := timeout / 2
+			if result != nil { // the second half would end when the supervisor's patience does
+				next = timeout / 8
+			}
+			if next != period {
+				period = next
 				ticker.Reset(period)
 			}
 		}
@@ -81,15 +90,6 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 		}
 	}
 	return nil
-}
-
-// pause is the time until the next check: a half of timeout, or less after a
-// failure, since the second half would end when the supervisor's patience does.
-func pause(timeout time.Duration, result error) time.Duration {
-	if result != nil {
-		return timeout / 8
-	}
-	return timeout / 2
 }
 
 // check runs healthy in a goroutine of its own, so that one that blocks does
@@ -108,20 +108,17 @@ func check(ctx context.Context, healthy func() error) (result error, ok bool) {
 	}
 }
 
-// watchdog remembers whether the supervisor may be showing an old complaint.
-type watchdog struct{ complained bool }
-
-// report tells the supervisor, and gives up when done is closed.
-func (w *watchdog) report(done <-chan struct{}, result error) {
+// report tells the supervisor, and gives up when done is closed. It returns
+// whether the supervisor may be showing a complaint from now on.
+func report(done <-chan struct{}, result error, complained bool) bool {
 	switch {
 	case result != nil:
-		w.complained = true
 		_ = notify(done, brief, &complaintVerb, []Field{Status(result.Error())})
-	case w.complained:
+		return true
+	case complained:
 		// Sent together, so that neither gets through alone.
-		err := notify(done, brief, &recoveryVerb, nil)
-		w.complained = err != nil
-	default:
-		_ = notify(done, brief, &heartbeatVerb, nil)
+		return notify(done, brief, &recoveryVerb, nil) != nil
 	}
+	_ = notify(done, brief, &heartbeatVerb, nil)
+	return false
 }

@@ -160,9 +160,13 @@ func rotate(t *testing.T, log string, d *daemontest.Detached) {
 	if err := d.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it has a new log", func() bool {
-		_, err := os.Stat(log)
-		return err == nil
+	eventually(t, "standard error is a new log", func() bool {
+		file, err := os.Stat(log)
+		if err != nil {
+			return false
+		}
+		stderr, err := os.Stat(fmt.Sprintf("/proc/%d/fd/2", d.PID))
+		return err == nil && os.SameFile(file, stderr)
 	})
 }
 

@@ -3,7 +3,7 @@
 package detaching_test
 
 import (
-	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,7 +19,7 @@ import (
 // of it, which depends on how it was built. This is a program of its own, the
 // smallest puppet.
 var buildSources = map[string]string{
-	"go.mod": `module program
+	"go.mod": `module an.example/program
 
 go 1.25.0
 
@@ -94,8 +94,8 @@ func TestReady(t *testing.T) {
 `,
 }
 
-// module writes the program's sources to a directory.
-func module(t *testing.T) (dir string) {
+// module writes the program's sources to a directory, with more, or others.
+func module(t *testing.T, more ...map[string]string) (dir string) {
 	t.Helper()
 	root, err := testdaemon.Root()
 	if err != nil {
@@ -107,12 +107,17 @@ func module(t *testing.T) (dir string) {
 	}
 	dir = t.TempDir()
 	files := map[string]string{"go.sum": string(sum)}
-	for name, source := range buildSources {
-		files[name] = source
+	maps.Copy(files, buildSources)
+	for _, sources := range more {
+		maps.Copy(files, sources)
 	}
-	files["go.mod"] = fmt.Sprintf(files["go.mod"], root)
+	files["go.mod"] = strings.ReplaceAll(files["go.mod"], "%s", root)
 	for name, source := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(source), 0o644); err != nil {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(source), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -38,9 +38,17 @@ const Nobody = 65534
 
 // AsNobody has that user run the command, also where the file is in a directory
 // that only root may enter: it is passed as the first descriptor after those
-// that the command is to have.
+// that the command is to have. daemontest executes this test binary so, whatever
+// the umask was when it was built.
 func AsNobody(t testing.TB, cmd *exec.Cmd) *exec.Cmd {
 	t.Helper()
+	exe, err := os.Executable()
+	if err == nil {
+		err = os.Chmod(exe, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	file, err := os.Open(cmd.Path)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,268 @@
+//go:build linux
+
+package detaching_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-10280e03/daemon/internal/testdaemon"
+	"golang.org/x/sys/unix"
+)
+
+// The initializers of packages whose path sorts first, and which do not import
+// this package, run before it knows what the process is: in the launcher and in
+// the daemon, too.
+
+// earlySources add such a package to the program. It imports no more than this
+// package does, or it would be initialized later.
+var earlySources = map[string]string{
+	"early.go": `package main
+
+import _ "an.example/program/early"
+`,
+	"early/early.go": `package early
+
+import (
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+)
+
+func init() {
+	isLauncher := strings.Contains(os.Getenv("_DAEMON_DETACH"), ":launcher:")
+	switch os.Getenv("EARLY") {
+	case "start a helper":
+		if os.Args[0] != "helper" {
+			_, err := syscall.ForkExec("/proc/self/exe", []string{"helper"}, &syscall.ProcAttr{Env: os.Environ()})
+			if err != nil {
+				panic(err)
+			}
+		}
+	case "ignore SIGCHLD":
+		signal.Ignore(syscall.SIGCHLD)
+	case "hold the launcher up":
+		if isLauncher {
+			fifo, err := syscall.Open(os.Getenv("FIFO"), syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+			if err != nil {
+				panic(err)
+			}
+			syscall.Read(fifo, make([]byte, 1)) // until the test closes it
+			syscall.Close(fifo)
+		}
+	}
+}
+`,
+}
+
+// earlyProgram builds the program and returns what makes commands of it.
+func earlyProgram(t *testing.T) func(l *testdaemon.Line, env ...string) *exec.Cmd {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "program")
+	mustRun(t, testdaemon.GoCommand(t, module(t, earlySources), "build", "-mod=mod", "-o", path))
+	return func(l *testdaemon.Line, env ...string) *exec.Cmd {
+		cmd := exec.Command(path)
+		cmd.Env = append(testdaemon.BareEnvironment(), env...)
+		return l.Called(cmd)
+	}
+}
+
+func TestHelperOfAnEarlierInitializerIsNoDaemon(t *testing.T) {
+	t.Parallel()
+	command := earlyProgram(t)
+	for _, verb := range []string{"ready", "detach"} {
+		t.Run(verb, func(t *testing.T) {
+			l := testdaemon.NewLine(t)
+			c := l.Pipe(command(l, "EARLY=start a helper"))
+			both := func() (program, helper *testdaemon.Puppet) {
+				for range 2 {
+					if p := l.Process(); isHelper(t, p) {
+						helper = p
+					} else {
+						program = p
+					}
+				}
+				if program == nil || helper == nil {
+					t.Fatal("one of the program and its helper has called twice")
+				}
+				return program, helper
+			}
+			mustDetach := func(helper *testdaemon.Puppet) {
+				parent := helper.Stat().Parent
+				again := helper.Detaches("ready")
+				if got := again.Stat().Parent; !isHelper(t, again) || got != helper.PID {
+					t.Errorf("the helper %d of %d is started again by %d", helper.PID, parent, got)
+				}
+				again.Do("ready")
+				again.MustBeDetached()
+			}
+			first, helper := both()
+			mustDetach(helper)
+			first.Leaves(verb)
+			helpers := map[int]*testdaemon.Puppet{} // by their parent
+			var second *testdaemon.Puppet
+			for range 3 {
+				if p := l.Process(); isHelper(t, p) {
+					helpers[p.Stat().Parent] = p
+				} else {
+					second = p
+				}
+			}
+			if second == nil || helpers[first.PID] == nil || helpers[second.PID] == nil {
+				t.Fatalf("the launcher is %d, the daemon %v, the helpers by parent are %v", first.PID, second, helpers)
+			}
+			mustDetach(helpers[first.PID])
+			mustDetach(helpers[second.PID])
+			first.MustLive()
+			second.Do("detach")
+			second.Do("ready")
+			second.MustBeDetached()
+			if got := c.Exit(); got != "exit 0" || c.Printed() != "" {
+				t.Errorf("the caller sees %s and %s", got, c.Printed())
+			}
+		})
+	}
+}
+
+func isHelper(t *testing.T, p *testdaemon.Puppet) bool {
+	t.Helper()
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(cmdline) == "helper\x00"
+}
+
+func TestExitStatusIsSeenWhoeverIgnoresSIGCHLD(t *testing.T) {
+	t.Parallel()
+	command := earlyProgram(t)
+	for name, test := range map[string]struct{ script, early string }{
+		"caller":              {`trap "" CHLD; exec "$@"`, ""},
+		"earlier initializer": {`exec "$@"`, "ignore SIGCHLD"},
+		"both":                {`trap "" CHLD; exec "$@"`, "ignore SIGCHLD"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := testdaemon.NewLine(t)
+			mustDetachAndFail(t, func() *exec.Cmd {
+				return testdaemon.UnderShell(command(l, "EARLY="+test.early), test.script)
+			}, "exit 3", "SIGTERM")
+		})
+	}
+}
+
+// deadlySignals end a program, and are sent to a launcher or, by a key, to all
+// that the terminal's foreground has.
+var deadlySignals = []struct {
+	name, key string
+	signal    unix.Signal
+	exits     string // by the signal, or after the goroutines of one process
+}{
+	{"Ctrl-C", "\x03", 0, "SIGINT"},
+	{`Ctrl-\`, "\x1c", 0, "SIGQUIT, exit 2"},
+	{"TERM", "", unix.SIGTERM, "SIGTERM"},
+	{"HUP", "", unix.SIGHUP, "SIGHUP"},
+}
+
+func TestSignalThatComesBeforeTheLauncherCanCatchItEndsTheDetach(t *testing.T) {
+	t.Parallel()
+	command := earlyProgram(t)
+	for _, test := range deadlySignals {
+		for _, verb := range []string{"ready", "detach"} {
+			t.Run(test.name+"/"+verb, func(t *testing.T) {
+				fifo := filepath.Join(t.TempDir(), "fifo")
+				if err := unix.Mkfifo(fifo, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				l := testdaemon.NewLine(t)
+				c := l.Shell(command(l, "EARLY=hold the launcher up", "FIFO="+fifo))
+				first := l.Process()
+				first.Leaves(verb)
+				release := holdUp(t, fifo)
+				if test.key != "" {
+					c.Type(test.key)
+				} else {
+					unix.Kill(first.PID, test.signal)
+				}
+				// A Go program does not let these wait, until its runtime has begun.
+				testdaemon.WaitUntil(t, "the signal", func() bool { return !isSpared(first.PID) })
+				release()
+				mustEndOf(t, c, test.exits)
+				l.MustBeOver()
+				l.MustBeSilent()
+			})
+		}
+	}
+}
+
+// mustEndOf checks how a detach ended that a signal has hit.
+func mustEndOf(t *testing.T, c testdaemon.Caller, exits string) {
+	t.Helper()
+	got, printed := c.Exit(), c.Printed()
+	if !strings.Contains(exits, got) {
+		t.Fatalf("the caller sees %s, want %s, and %s", got, exits, printed)
+	}
+	if strings.Contains(printed, "launch(") || strings.Count(printed, "goroutine 1 ") > 1 {
+		t.Fatalf("the launcher shows itself: %s", printed)
+	}
+}
+
+func TestSignalAtAnyInstantEndsTheDetach(t *testing.T) {
+	t.Parallel()
+	for _, test := range deadlySignals {
+		for _, verb := range []string{"ready", "detach"} {
+			t.Run(test.name+"/"+verb, func(t *testing.T) {
+				l := testdaemon.NewLine(t)
+				start := func() (first *testdaemon.Puppet, c *testdaemon.Shell) {
+					c = l.Shell(l.Command())
+					return l.Process(), c
+				}
+				first, c := start()
+				begun := time.Now()
+				first.Detaches(verb).Leaves("exit 5")
+				usual := time.Since(begun)
+				c.Exit()
+				for range testdaemon.Rounds(30) {
+					first, c := start()
+					first.Send(verb)
+					time.Sleep(rand.N(usual))
+					if test.key != "" {
+						c.Type(test.key)
+					} else {
+						unix.Kill(first.PID, test.signal)
+					}
+					mustEndOf(t, c, test.exits)
+					l.MustBeOver()
+					for second := l.ProcessIfAny(first.PID); second != nil; {
+						second = l.ProcessIfAny(first.PID)
+					}
+				}
+			})
+		}
+	}
+}
+
+// holdUp returns once somebody reads the fifo, and waits to be released.
+func holdUp(t *testing.T, fifo string) (release func()) {
+	t.Helper()
+	var fd int
+	testdaemon.WaitUntil(t, "a reader of "+fifo, func() (there bool) {
+		var err error
+		fd, err = unix.Open(fifo, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		return err == nil
+	})
+	return func() { unix.Close(fd) }
+}
+
+// isSpared reports whether the process lives and no signal waits for it.
+func isSpared(pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	return err == nil && strings.Contains(string(status), "\nShdPnd:\t0000000000000000\n") &&
+		!strings.Contains(string(status), "\nState:\tZ")
+}
