@@ -57,8 +57,10 @@ func init() {
 var atStart struct {
 	args, env   []string
 	supervisor  Supervisor
+	executedPID string // see executedPID
 	directory   string
 	directoryID identity
+	program     identity // of the file that the kernel executed
 	root        identity
 	standard    [3]identity // of descriptors 0, 1 and 2; zero if closed
 	ignored     [len(keptSignals)]bool
@@ -78,8 +80,10 @@ func keepStart() {
 	}
 	s.env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
 	s.supervisor = Detect()
+	s.executedPID = os.Getenv("SYSTEMD_EXEC_PID")
 	s.directory = workingDirectory()
 	s.directoryID, _ = identifyPath(".")
+	s.program, _ = identifyPath(executedPath())
 	s.root, _ = identifyPath("/")
 	for fd := range s.standard {
 		s.standard[fd] = identify(fd)
@@ -102,6 +106,8 @@ func detach(how int) error {
 		return nil
 	case atStart.supervisor != None: // it is there, and cannot be told
 		return failed("detach", atStart.args[0], errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that"))
+	case detachedByCopy(): // the same answer before and after its launcher has gone
+		return failed("detach", atStart.args[0], errors.New("another copy of this package has detached the program: call Ready of that one only"))
 	case staysInForeground():
 		return nil
 	}
@@ -121,8 +127,8 @@ func mayDetach() error {
 		return errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
 	case !sameRights():
 		return errors.New("user, group or root directory have changed: " + advice)
-	case detachedByCopy():
-		return errors.New("another copy of this package has detached the program: call Ready of that one only")
+	case ground.Load() != back && parentHidden():
+		return errors.New("the parent process cannot be seen (hidepid of proc(5)): call daemon.Foreground or daemon.Background")
 	}
 	return checkProgram("call daemon.Foreground")
 }
@@ -219,7 +225,10 @@ func lowerFileLimit() (restore func()) {
 // returnToStart changes to the directory at start-up, unless the program has not
 // left it.
 func returnToStart() (goBack func(), err error) {
-	if now, err := identifyPath("."); err == nil && now == atStart.directoryID {
+	// A directory that may not be searched (`cd /root; runuser -u USER d`) has no
+	// identity, but a path.
+	now, err := identifyPath(".")
+	if now == atStart.directoryID && (err == nil || workingDirectory() == atStart.directory) {
 		return func() {}, nil
 	}
 	here, err := unix.Open(".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

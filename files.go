@@ -69,7 +69,8 @@ func takeFiles() (files []*os.File) {
 	for i := range count {
 		fd := uintptr(firstPassed + i)
 		flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0)
-		if err != nil || flags&unix.FD_CLOEXEC != 0 { // our own: no such one is passed
+		replaced := i < len(passed.atStart) && !passed.atStart[i].valid()
+		if err != nil || replaced || flags&unix.FD_CLOEXEC != 0 { // our own: no such one is passed
 			break
 		}
 		unix.CloseOnExec(int(fd))

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,11 +43,29 @@ func staysInForeground() bool {
 	case back:
 		return false
 	}
+	if !isHeld() {
+		return false
+	}
+	// For good: the orphan of a supervisor that died must not detach when it ends a
+	// reload.
+	ground.CompareAndSwap(unasked, fore)
+	return true
+}
+
+func isHeld() bool {
 	if pid() == 1 || inSessionOfPID1() || executedBySystemd() || startedBySupervisor(unix.Getppid()) {
 		return true
 	}
 	parent := unix.Getppid()                             // start-stop-daemon may have gone meanwhile
 	return parent == 0 || parent == 1 && startedByPID1() // 0: outside of the PID namespace
+}
+
+// parentHidden reports whether proc(5) shows this process and not its parent
+// (hidepid=): that may be a supervisor.
+func parentHidden() bool {
+	parent := unix.Getppid()
+	return parent > 1 && readFile("/proc/self/comm") != "" &&
+		readFile("/proc/"+strconv.Itoa(parent)+"/comm") == "" && unix.Getppid() == parent
 }
 
 // inSessionOfPID1 reports whether this is a container whose entry point is a
@@ -79,10 +98,15 @@ func hasOtherEnd(fd int) bool {
 	return err == nil || kind == unix.S_IFIFO || kind == unix.S_IFSOCK
 }
 
-// executedBySystemd also notices a SYSTEMD_EXEC_PID that main has removed since
-// (systemd.exec(5)).
-func executedBySystemd() bool {
-	return namesPID(getenv("SYSTEMD_EXEC_PID")) || slices.Contains(atStart.env, "SYSTEMD_EXEC_PID="+strconv.Itoa(pid()))
+func executedBySystemd() bool { return namesPID(executedPID()) }
+
+// executedPID returns the process that systemd has executed (SYSTEMD_EXEC_PID of
+// systemd.exec(5)), even if main has removed the variable.
+func executedPID() string {
+	if value, ok := syscall.Getenv("SYSTEMD_EXEC_PID"); ok {
+		return value
+	}
+	return atStart.executedPID
 }
 
 // silentSupervisors are those that set no variable to go by, as the kernel

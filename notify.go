@@ -50,7 +50,7 @@ func notify(done <-chan struct{}, limit time.Duration, v *verb, fields []Field) 
 func sendReady(address string, fields []Field) error {
 	v := readyVerb
 	if last("MAINPID", nil, fields) == nil { // or else the caller says it
-		started, own := getenv("SYSTEMD_EXEC_PID"), pid()
+		started, own := executedPID(), pid()
 		if own != 1 && (started == "" || namesPID(started)) {
 			v.mainPID = &Field{key: "MAINPID", number: int64(own), numeric: true}
 			v.is = readyMain

@@ -151,17 +151,25 @@ func program() (path string, err error) {
 	if _, err := identifyPath(exe); err == nil {
 		return exe, nil
 	}
-	// The path that the kernel executed (AT_EXECFN), whatever argv[0] says.
-	name := auxiliary(31)
-	if name == 0 {
-		return "", unix.ENOENT
-	}
-	path = strings.Clone(unix.BytePtrToString(*(**byte)(unsafe.Pointer(&name))))
+	path = executedPath()
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(atStart.directory, path)
 	}
-	_, err = identifyPath(path)
+	id, err := identifyPath(path)
+	if err == nil && id != atStart.program {
+		err = unix.ESTALE // replaced by another
+	}
 	return path, err
+}
+
+// executedPath returns the path that the kernel executed (AT_EXECFN), whatever
+// argv[0] says.
+func executedPath() string {
+	name := auxiliary(31)
+	if name == 0 {
+		return ""
+	}
+	return strings.Clone(unix.BytePtrToString(*(**byte)(unsafe.Pointer(&name))))
 }
 
 // programFiles returns the file that the kernel executed, which for `ld.so

@@ -89,6 +89,8 @@ var startIDs = [4]int{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid
 
 func idsAtStart() [4]int { return startIDs }
 
+func executedPath() string { return executable }
+
 // executable is the path by which the program was started.
 var executable = func() string {
 	path := os.Args[0]
@@ -103,7 +105,10 @@ var executable = func() string {
 func lastVariable() string { return "" }
 
 func program() (path string, err error) {
-	_, err = identifyPath(executable)
+	id, err := identifyPath(executable)
+	if err == nil && id != atStart.program {
+		err = unix.ESTALE // replaced by another
+	}
 	return executable, err
 }
 

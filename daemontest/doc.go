@@ -23,6 +23,18 @@
 // In a test binary daemon.Ready neither detaches nor stops the process, so a test
 // of a program needs the program itself. TestMain builds it once:
 //
+//	package main
+//
+//	import (
+//		"log"
+//		"os"
+//		"os/exec"
+//		"path/filepath"
+//		"testing"
+//
+//		"github.com/seed-10280e03/daemon/daemontest"
+//	)
+//
 //	var mydaemon string // its path
 //
 //	func TestMain(m *testing.M) {
@@ -42,10 +54,15 @@
 //		}())
 //	}
 //
+// go test does not see what that go build reads. To it, a test depends on the
+// directory in which it has started a command: when a file there changes, the test
+// runs again. A daemon of several packages needs go test -count=1, or the result of
+// an older program may be reported as ok (cached).
+//
 // Then a test is a few lines:
 //
 //	func TestServes(t *testing.T) {
-//		service := daemontest.Service(t, exec.Command(mydaemon, "-config", path))
+//		service := daemontest.Service(t, exec.Command(mydaemon))
 //		// It serves now, and is ended when the test ends.
 //		if stopped := service.Stop(t.Context()); stopped.Stopping == nil {
 //			t.Error("no STOPPING=1")
@@ -68,9 +85,8 @@
 // become it during initialization, before main and TestMain. The command's
 // process, too, is the test binary at first. It sets LISTEN_PID and its like to
 // its own pid, and has no signal ignored or blocked, whatever the test has
-// inherited (nohup, for one). Other packages of the binary may be initialized
-// there, as in every process that a test starts from its own binary: that should
-// do no work.
+// inherited (nohup, for one). Initializers of the test binary's packages may run
+// there too, so they should do no work.
 //
 // The package works on Linux, with /proc mounted, and is empty elsewhere: a file
 // of tests that use it is called …_linux_test.go.

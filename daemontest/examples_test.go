@@ -25,6 +25,7 @@ var (
 func build(test *testing.T) {
 	test.Helper()
 	mydaemon = filepath.Join(test.TempDir(), "mydaemon")
+	os.ReadDir("./testdata/mydaemon") // go test keeps no old result when a file there changes
 	out, err := exec.Command("go", "build", "-o", mydaemon, "./testdata/mydaemon").CombinedOutput()
 	if err != nil {
 		test.Fatalf("go build: %v\n%s", err, out)

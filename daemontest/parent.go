@@ -127,6 +127,7 @@ func newParent(t TB, heard func(*report)) *parent {
 // with what do adds to it. A shell's third file is its terminal, systemd's a
 // socket. Everything is ended when the test ends.
 func (p *parent) run(cmd *exec.Cmd, do task, third *os.File) (pid int, err error) {
+	os.ReadDir(".") // go test keeps no old result when a file there changes, such as the program's
 	if attr := cmd.SysProcAttr; attr != nil {
 		if attr.Chroot != "" {
 			return 0, errors.New("SysProcAttr.Chroot is set, and the test binary may not be there")

@@ -93,6 +93,7 @@ func tour(t *testing.T, args ...string) (printed string, code int) {
 // tourIn adds to the environment.
 func tourIn(t *testing.T, environment []string, args ...string) (printed string, code int) {
 	t.Helper()
+	noticeSources()
 	cmd := exec.CommandContext(patient(t), filepath.Join(bin, "tour"), args...)
 	cmd.Env = append(os.Environ(), environment...)
 	out, err := cmd.CombinedOutput()
@@ -182,20 +183,15 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 		{"shell", "trap '' HUP; sleep $NAP & exit 0", session, patience},
 		{"shell", "keeps a terminal", "The daemon has no terminal", patience},
 		{"shell", "setsid sleep $NAP & sleep 1", streams, patience},
-
-		{"shell", "/no/such/command", "The command can be started", patience},
 	} {
 		t.Run(test.as+" "+test.daemon, func(t *testing.T) {
 			t.Parallel() // what they do most is wait
 			nap := newNap()
 			environment := []string{"NAP=" + nap}
 			args := []string{"-as", test.as, "-timeout", test.timeout, "--", "sh", "-c", test.daemon}
-			switch {
-			case brokenDaemons[test.daemon] != nil:
+			if brokenDaemons[test.daemon] != nil {
 				environment = append(environment, brokenDaemon+"="+test.daemon)
 				args = append(args[:5], os.Args[0])
-			case strings.HasPrefix(test.daemon, "/"):
-				args = append(args[:5], test.daemon)
 			}
 			printed, code := tourIn(t, environment, args...)
 			if code != 1 || !strings.Contains(printed, "BROKEN  "+test.promise+".\n") || strings.Count(printed, "BROKEN") != 1 {
@@ -261,5 +257,28 @@ func TestTourTellsHowItIsUsed(t *testing.T) {
 func TestTourRefusesAnUnknownWay(t *testing.T) {
 	if printed, code := tour(t, "-as", "launchd"); code != 2 || !strings.Contains(printed, "systemd, descriptor, upstart and shell") {
 		t.Errorf("exit status %d: %s", code, printed)
+	}
+}
+
+func TestTourRefusesACommandThatIsNotThere(t *testing.T) {
+	for command, why := range map[string]string{
+		"./no-such-command": "no such file or directory",
+		"no-such-command":   "executable file not found in $PATH",
+	} {
+		printed, code := tour(t, "--", command)
+		if want := fmt.Sprintf("tour: %s: %s\n", command, why); code != 2 || printed != want {
+			t.Errorf("exit status %d, printed %q, want %q", code, printed, want)
+		}
+	}
+}
+
+func TestTourNamesACommandThatCannotBeStarted(t *testing.T) {
+	script := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(script, []byte("#!/no/such/shell\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	printed, code := tour(t, "-as", "shell", "--", script)
+	if code != 1 || !strings.Contains(printed, "BROKEN  The command can be started.\n") {
+		t.Errorf("exit status %d, printed:\n%s", code, printed)
 	}
 }

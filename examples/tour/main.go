@@ -7,16 +7,19 @@
 //	tour [-as systemd|descriptor|upstart|shell] [-timeout 30s] [-- command arguments…]
 //
 // The daemon is a small one of its own, or the command: any daemon, in any
-// language. Where it breaks a promise tour says which, and exits with status 1.
+// language. If it breaks a promise tour says which, and exits with status 1.
 // It needs nothing installed and no rights, and leaves no process behind,
 // however it ends.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strings"
@@ -54,10 +57,30 @@ func main() {
 		fmt.Fprintf(os.Stderr, "tour: -as %s: it is one of systemd, descriptor, upstart and shell\n", *as)
 		os.Exit(2)
 	}
+	if command := flag.Args(); len(command) > 0 {
+		if err := find(command[0]); err != nil {
+			fmt.Fprintf(os.Stderr, "tour: %s: %v\n", command[0], err)
+			os.Exit(2)
+		}
+	}
 	// Whatever ends it, a closed terminal or a closed pipe too: clean up first.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	os.Exit(tour(ctx, flag.Args()))
+}
+
+// find returns why a command is not to be found.
+func find(command string) error {
+	_, err := exec.LookPath(command)
+	var inPath *exec.Error
+	if errors.As(err, &inPath) {
+		err = inPath.Err
+	}
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		err = at.Err
+	}
+	return err
 }
 
 func usage() {

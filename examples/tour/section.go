@@ -90,9 +90,6 @@ func (s *section) command(ctx context.Context) *exec.Cmd {
 		cmd.Path, cmd.Err = s.path, nil
 	}
 	s.promise = "The command can be started"
-	if cmd.Err != nil {
-		s.Fatalf("%v", cmd.Err)
-	}
 	return cmd
 }
 

@@ -95,6 +95,7 @@ func TestDocumentsFaultsAreFound(t *testing.T) {
 		{"good Go file", fence("go", "package main\n\nfunc main() {}"), ""},
 		{"good Go fragment", fence("go", "daemon.Stopping()\nlog.Print(http.StatusOK)"), ""},
 		{"good test", fence("go", "package main\n\nimport \"testing\"\n\nfunc TestX(t *testing.T) { t.Log() }"), ""},
+		{"good test without imports", fence("go", "func TestX(t *testing.T) { daemontest.Service(t, exec.Command(mydaemon)) }"), ""},
 		{"good change", fence("diff", "-old.Ready()\n+daemon.Ready()\n \n daemon.Stopping()"), ""},
 		{"good shell lines", fence("sh", "go version # any\nsystemctl start mydaemon\ntrue &&\\\n  true"), ""},
 		{"tests are compiled, not run", fence("sh", `mkdir test
@@ -105,7 +106,7 @@ go test ./test`), ""},
 		{"good drop-in", fence("ini", "[Service]\nWatchdogSec=3"), ""},
 		{"good socket", fence("ini", "[Socket]\nListenStream=80"), ""},
 		{"good conf", fence("upstart", "expect stop\nexec /no/such/program\npost-start script\n  any\nend script"), ""},
-		{"good links", "# A `b`, c!\n[a](go.mod) [b](#a-b-c) [c](https://no.such.host/) `[d](e)` e[^1]\n[^1]: f\n", ""},
+		{"good links", "# A `b`, c!\n[a](go.mod) [b](#a-b-c) [c](https://no.such.host/) [y](y.md) [y](y.md#a) `[d](e)` e[^1]\n[^1]: f\n", ""},
 
 		{"Go that does not parse", fence("go", "package main\n\nfunc main() {"), "x.md:4"},
 		{"Go that does not compile", fence("go", "package main\n\nfunc main() { daemon.Ready() }"), "x.md:4"},
@@ -114,6 +115,7 @@ go test ./test`), ""},
 		{"Go that vet finds fault with", fence("go", "log.Printf(\"%d\", \"x\")"), "x.md:2"},
 		{"Go that is not formatted", fence("go", "daemon.Ready( )"), "gofmt"},
 		{"test that does not compile", fence("go", "package documents_test\n\nfunc TestX(t *testing.T) {}"), "x.md:4"},
+		{"test without imports that does not compile", fence("go", "func TestX(t *testing.T) {\n\tdaemontest.Servant(t)\n}"), "x.md:3"},
 		{"change that does not compile", fence("diff", "-daemon.Ready()\n+daemon.Wreddy()"), "x.md:3"},
 		{"shell line that fails", fence("sh", "true\ngo run ./no/such/program\ntrue"), "no/such/program"},
 		{"console line that fails", fence("console", "output\n$ exit 3"), "exit status 3"},
@@ -127,11 +129,12 @@ go test ./test`), ""},
 		{"block without end", "```go\npackage x\n", "no end"},
 		{"link to no file", "[a](no/such/file)", "no/such/file"},
 		{"link to no heading", "# A\n[a](#b)", "#b"},
+		{"link to no heading of another document", "# B\n[a](y.md#b)", "y.md#b"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			d := document{"x.md", test.text}
 			blocks, faults := blocksOf(d)
-			faults = append(faults, checkLinks([]document{d})...)
+			faults = append(faults, checkLinks([]document{d, {"y.md", "# A"}})...)
 			for _, b := range blocks {
 				if check := languages[b.language]; check != nil {
 					faults = append(faults, check(t, checkout, blocks)...)
@@ -270,24 +273,29 @@ func changed(diff string) string {
 	return strings.Join(lines, "")
 }
 
-// goFile makes a Go file of a block. One without a package clause is what
-// stands in a function; what it uses of these packages is imported.
+// goFile makes a Go file of a block. One without a package clause is a test, or
+// what stands in a function; what it uses of these packages is imported.
 func goFile(b block) (name, source string) {
 	position := fmt.Sprintf("//line %s:%d\n", b.document, b.line)
 	_, err := parser.ParseFile(token.NewFileSet(), "", b.text, parser.PackageClauseOnly)
 	switch {
+	case err != nil && isTest.MatchString(b.text):
+		return "fragment_test.go", "package fragment\n" + importsOf(b.text) + "var mydaemon string // see daemontest\n" + position + b.text
 	case err != nil:
 		return "fragment.go", "package fragment\n" + importsOf(b.text) + "func _() {\n" + position + b.text + "}\n"
-	case strings.Contains(b.text, "(t *testing.T)"):
+	case isTest.MatchString(b.text):
 		return "block_test.go", position + b.text
 	}
 	return "block.go", position + b.text
 }
 
+var isTest = regexp.MustCompile(`(?m)^func Test\w+\(t \*testing\.T\)`)
+
 func importsOf(fragment string) (imports string) {
 	for _, path := range []string{
 		"context", "errors", "flag", "fmt", "io", "log", "log/slog", "net", "net/http", "os", "os/exec", "os/signal",
-		"strconv", "strings", "sync", "syscall", "time", "github.com/seed-10280e03/daemon",
+		"strconv", "strings", "sync", "syscall", "testing", "time",
+		"github.com/seed-10280e03/daemon", "github.com/seed-10280e03/daemon/daemontest",
 	} {
 		name := filepath.Base(path)
 		if regexp.MustCompile(`\b` + name + `\.[A-Z]`).MatchString(fragment) {
@@ -301,7 +309,7 @@ func importsOf(fragment string) (imports string) {
 var notHere = []struct{ line, why string }{
 	{`^(sudo|systemctl|journalctl|initctl|rc-service|rc-update|apt-get|docker|kubectl|ssh)\b`, "act on the reader's machine"},
 	{`^(ps|kill)\b`, "are about the reader's process"},
-	{`\./mydaemon\b`, "is the reader's program; internal/detaching does this with its own"},
+	{`(\.|/path/to)/mydaemon\b`, "is the reader's program; internal/detaching does this with its own"},
 	{`/usr/local/sbin/`, "is what the reader has installed; examples/units_test.go does this with its own"},
 	{`^go (get|install)\b|\bgo run \S+@|^git\b`, "need the network"},
 	{`\.ci/`, "runs this test"},
@@ -433,23 +441,27 @@ var (
 	heading  = regexp.MustCompile(`(?m)^#+ +(.+)$`)
 )
 
-// checkLinks looks for the files, and for the headings in this very document.
+// checkLinks looks for the files, and for the headings of the documents.
 func checkLinks(documents []document) (faults []string) {
+	headings := map[string][]string{} // of a document, by its path
+	for _, d := range documents {
+		headings[d.path] = anchors(d)
+	}
 	for _, d := range documents {
 		for _, match := range linkText.FindAllStringSubmatch(codeText.ReplaceAllString(d.text, ""), -1) {
 			target := match[1] + match[2]
-			path, anchor, _ := strings.Cut(target, "#")
-			switch {
-			case strings.Contains(target, ":"): // another site's
+			if strings.Contains(target, ":") { // another site's
 				continue
-			case path == "" && slices.Contains(anchors(d), anchor):
-				continue
-			case path != "":
-				if _, err := os.Stat(filepath.Join(filepath.Dir(d.path), path)); err == nil {
-					continue
-				}
 			}
-			faults = append(faults, fmt.Sprintf("%s: the link to %s leads nowhere", d.path, target))
+			path, anchor, _ := strings.Cut(target, "#")
+			if path = filepath.Join(filepath.Dir(d.path), path); strings.HasPrefix(target, "#") {
+				path = d.path
+			}
+			known, isDocument := headings[path]
+			_, err := os.Stat(path)
+			if isDocument && anchor != "" && !slices.Contains(known, anchor) || !isDocument && err != nil {
+				faults = append(faults, fmt.Sprintf("%s: the link to %s leads nowhere", d.path, target))
+			}
 		}
 	}
 	return faults
