@@ -37,6 +37,7 @@
 //     remove first,
 //   - opens descriptors without close-on-exec, closes what [Files] returned, or
 //     starts helper processes,
+//   - puts a pipe that it reads itself in the place of 0, 1 or 2,
 //   - catches a signal that may come before Ready,
 //   - or takes long to initialize.
 //
