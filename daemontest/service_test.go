@@ -128,7 +128,7 @@ func TestServiceFindsItselfUnderSystemd(t *testing.T) {
 	t.Setenv("NOTIFY_FD", "3")
 	t.Setenv("LISTEN_FDS", "1")
 	t.Setenv("LISTEN_PIDFDID", "1")
-	cmd := shell(`env; echo; ps -o sid= -p $$; grep -E 'Sig(Blk|Ign)' /proc/self/status; ls -1 /proc/$$/fd | tr '\n' ' '; readlink /proc/$$/fd/0; echo end; exec sleep 60`)
+	cmd := shell(`env; echo; ps -o sid= -p $$; grep -E 'Sig(Blk|Ign)' /proc/self/status; ls -1 /proc/$$/fd; readlink /proc/$$/fd/0; echo end; exec sleep 60`)
 	cmd.Env = append(os.Environ(), "MINE=$$")
 	u := StartService(t, cmd, WatchdogSec(1500*time.Millisecond))
 	eventually(t, "it has printed all", func() bool { return strings.HasSuffix(u.Output(), "end\n") })
