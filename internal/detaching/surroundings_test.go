@@ -4,7 +4,9 @@ package detaching_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -58,6 +60,74 @@ func TestWhatHasStayedStaysWhenItsSupervisorIsGone(t *testing.T) {
 				}
 				l.MustBeOver()
 				l.MustBeSilent()
+			})
+		}
+	}
+}
+
+// asNobody is the command with which a script of root's runs another as a user
+// who owns nothing.
+func asNobody(t *testing.T) string {
+	t.Helper()
+	if _, err := exec.LookPath("setpriv"); err != nil {
+		testdaemon.SkipUnlessForbidden(t, err.Error())
+	}
+	return fmt.Sprintf("setpriv --reuid %[1]d --regid %[1]d --clear-groups", testdaemon.Nobody)
+}
+
+// The parent, a shell of root's, may be a supervisor.
+func TestParentThatProcHidesIsAReasonNotToDetach(t *testing.T) {
+	t.Parallel()
+	testdaemon.MustBeRoot(t)
+	for _, test := range []struct {
+		hidepid int
+		order   string // before the verb
+		then    string
+	}{
+		{2, "", "refuses"},
+		{2, "foreground", "stays"},
+		{2, "background", "detaches"},
+		{0, "", "detaches"},
+	} {
+		for _, verb := range []string{"ready", "detach"} {
+			t.Run(fmt.Sprintf("hidepid=%d/%s/%s", test.hidepid, test.order, verb), func(t *testing.T) {
+				fifo := filepath.Join(t.TempDir(), "fifo")
+				if err := unix.Mkfifo(fifo, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				l := testdaemon.NewLine(t)
+				// The outer shell is PID 1, whose end would be the daemon's.
+				cmd := testdaemon.UnderShell(l.Command(), fmt.Sprintf(
+					`mount -t proc -o hidepid=%d none /proc || exit 9; setsid sh -c '%s "$@"; exit $?' "$0" "$@"; code=$?; read -r _ <'%s'; exit $code`,
+					test.hidepid, asNobody(t), fifo))
+				c := l.Pipe(testdaemon.InNamespaces(t, cmd, "--mount", "--pid", "--fork", "--kill-child"))
+				p := l.Process()
+				if test.order != "" {
+					p.Do(test.order)
+				}
+				want := "exit 7"
+				switch test.then {
+				case "refuses":
+					for range 2 {
+						p.Refuses(verb, "daemon: detach ", "hidepid", "daemon.Foreground", "daemon.Background")
+					}
+					p.Leaves("exit 7")
+				case "stays":
+					p.Do(verb)
+					p.Do("ready")
+					p.Leaves("exit 7")
+				case "detaches":
+					p = p.Detaches(verb)
+					p.Do("ready")
+					p.MustBeDetached()
+					p.Leaves("exit 0")
+					want = "exit 0"
+				}
+				l.MustBeSilent()
+				holdUp(t, fifo)()
+				if got := c.Exit(); got != want || c.Printed() != "" {
+					t.Errorf("the caller sees %s and %s", got, c.Printed())
+				}
 			})
 		}
 	}
