@@ -132,3 +132,45 @@ func TestParentThatProcHidesIsAReasonNotToDetach(t *testing.T) {
 		}
 	}
 }
+
+// As after `cd /root; setpriv --reuid USER d`.
+func TestStartDirectoryThatMayNotBeSearched(t *testing.T) {
+	t.Parallel()
+	for _, left := range []bool{false, true} {
+		for _, verb := range []string{"ready", "detach"} {
+			t.Run(fmt.Sprintf("left %v/%s", left, verb), func(t *testing.T) {
+				dir := filepath.Join(t.TempDir(), "start")
+				if err := os.Mkdir(dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				script := `cd '` + dir + `' && chmod 0 . && exec "$@"`
+				if os.Geteuid() == 0 {
+					script = `cd '` + dir + `' && exec ` + asNobody(t) + ` "$@"`
+				}
+				l := testdaemon.NewLine(t)
+				c := l.Pipe(testdaemon.UnderShell(l.Command(), script))
+				p := l.Process()
+				if left {
+					p.Do("chdir /")
+					for range 2 {
+						p.Refuses(verb, "daemon: detach", dir, "permission denied")
+					}
+					if got := p.Ask("cwd"); got != "/<nil>" {
+						t.Errorf("it is in %s then", got)
+					}
+					p.Leaves("exit 0")
+				} else {
+					p = p.Detaches(verb)
+					p.Do("ready")
+					p.MustBeDetached()
+					if got, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", p.PID)); got != dir {
+						t.Errorf("it runs in %s (%v), and was started in %s", got, err, dir)
+					}
+				}
+				if got := c.Exit(); got != "exit 0" || c.Printed() != "" {
+					t.Errorf("the caller sees %s and %s", got, c.Printed())
+				}
+			})
+		}
+	}
+}
