@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/seed-10280e03/daemon/internal/testdaemon"
@@ -170,6 +171,48 @@ func TestStartDirectoryThatMayNotBeSearched(t *testing.T) {
 				if got := c.Exit(); got != "exit 0" || c.Printed() != "" {
 					t.Errorf("the caller sees %s and %s", got, c.Printed())
 				}
+			})
+		}
+	}
+}
+
+// Without /proc only the path is left to start the program by.
+func TestOtherProgramIsNotStartedWithoutProc(t *testing.T) {
+	t.Parallel()
+	replace := func(path string) error {
+		other := path + ".new"
+		return errors.Join(testdaemon.WriteFile(other, "#!/bin/sh\necho OTHER\n", 0o755), os.Rename(other, path))
+	}
+	for _, test := range []struct {
+		name, script string
+		change       func(path string) error
+		refusal      string
+	}{
+		{"replaced", `mount -t tmpfs none /proc || exit 9; exec "$@"`, replace, "stale"},
+		{"removed", `mount -t tmpfs none /proc || exit 9; exec "$@"`, os.Remove, "no such file"},
+		{"replaced, in a chroot", `mount --rbind / ROOT && mount -t tmpfs none ROOT/proc || exit 9; exec chroot ROOT "$@"`, replace, "stale"},
+	} {
+		for _, verb := range []string{"ready", "detach"} {
+			t.Run(test.name+"/"+verb, func(t *testing.T) {
+				l := testdaemon.NewLine(t)
+				cmd := l.Command()
+				cmd.Path = copyOf(t, cmd.Path)
+				path := cmd.Path
+				script := strings.ReplaceAll(test.script, "ROOT", "'"+t.TempDir()+"'")
+				c := l.Pipe(testdaemon.InNamespaces(t, testdaemon.UnderShell(cmd, script), "--mount"))
+				p := l.Process()
+				if err := test.change(path); err != nil {
+					t.Fatal(err)
+				}
+				for range 2 {
+					p.Refuses(verb, "daemon: detach", path, test.refusal)
+				}
+				p.Leaves("exit 7")
+				if got := c.Exit(); got != "exit 7" || c.Printed() != "" {
+					t.Errorf("the caller sees %s and %s", got, c.Printed())
+				}
+				l.MustBeOver()
+				l.MustBeSilent()
 			})
 		}
 	}
