@@ -217,3 +217,29 @@ func TestOtherProgramIsNotStartedWithoutProc(t *testing.T) {
 		}
 	}
 }
+
+func TestFilesAreThoseThatWerePassed(t *testing.T) {
+	t.Parallel()
+	for fd, want := range map[string]string{"3": "", "4": "one=one", "5": "one=one two=two"} {
+		t.Run(fd, func(t *testing.T) {
+			l := testdaemon.NewLine(t)
+			cmd := l.Command()
+			cmd.ExtraFiles = []*os.File{testdaemon.Memory(t, "one"), testdaemon.Memory(t, "two")}
+			l.Pipe(testdaemon.UnderShell(cmd, `LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=one:two exec "$@"`))
+			p := l.Process()
+			own := filepath.Join(t.TempDir(), "own")
+			if fd != "5" { // which was free
+				p.Do("log " + fd + " " + own)
+				if got := p.FileOf(int(fd[0] - '0')); got != own {
+					t.Fatalf("descriptor %s is %s", fd, got)
+				}
+			}
+			for range 2 {
+				if got := p.Ask("files"); got != want {
+					t.Errorf("Files returns %q, want %q", got, want)
+				}
+				p.Do("unset")
+			}
+		})
+	}
+}
