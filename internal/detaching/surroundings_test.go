@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/seed-10280e03/daemon/internal/testdaemon"
+	"github.com/seed-10280e03/daemon/internal/testdaemon/agreed"
 	"golang.org/x/sys/unix"
 )
 
@@ -239,6 +240,38 @@ func TestFilesAreThoseThatWerePassed(t *testing.T) {
 					t.Errorf("Files returns %q, want %q", got, want)
 				}
 				p.Do("unset")
+			}
+		})
+	}
+}
+
+func TestReadyKnowsWhomSystemdHasExecutedWithoutAnEnvironment(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		script string
+		own    bool // MAINPID is the process's
+	}{
+		{`exec "$@"`, true},
+		{`SYSTEMD_EXEC_PID=$$ exec "$@"`, true},
+		{`SYSTEMD_EXEC_PID=$$ "$@"; exit $?`, false},
+	} {
+		t.Run(test.script, func(t *testing.T) {
+			mailbox := testdaemon.OpenMailbox(t, filepath.Join(testdaemon.Directory(t), "notify"))
+			l := testdaemon.NewLine(t)
+			cmd := l.Command()
+			cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+mailbox.Address)
+			l.Pipe(testdaemon.UnderShell(cmd, test.script))
+			p := l.Process()
+			want := "READY=1\nSTATUS=ready\n"
+			if test.own {
+				want += agreed.MainPID(p.PID)
+			}
+			for _, order := range []string{"unset", "clearenv"} {
+				p.Do(order)
+				p.Do("ready")
+				if got := mailbox.Next(); got != want {
+					t.Errorf("after %s Ready sends %q, want %q", order, got, want)
+				}
 			}
 		})
 	}
