@@ -30,6 +30,7 @@ func init() {
 		return os.Setenv(key, value)
 	}
 	orders["unsetenv"] = os.Unsetenv
+	orders["clearenv"] = func(string) error { os.Clearenv(); return nil }
 	// As setproctitle(3) does.
 	orders["overwrite-args"] = func(string) error {
 		for _, arg := range os.Args[1:] {
