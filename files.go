@@ -80,7 +80,7 @@ func takeFiles() (files []*os.File) {
 }
 
 func nameOf(i int, names []string) string {
-	if i < len(names) && names[i] != "" {
+	if i < len(names) {
 		return names[i]
 	}
 	return "unknown"
