@@ -63,6 +63,36 @@ func TestReady(t *testing.T) {
 	}
 }
 
+// Bazel gives main another file.
+func TestTestBinaryWhoseMainIsInAnotherFileDoesNotDetach(t *testing.T) {
+	t.Parallel()
+	dir := module(t, map[string]string{"testmain.go": `package main
+
+import (
+	"testing"
+
+	"github.com/seed-10280e03/daemon"
+)
+
+func main() {
+	match := func(pattern, name string) (bool, error) { return true, nil }
+	testing.Main(match, []testing.InternalTest{{Name: "TestReady", F: func(t *testing.T) {
+		t.Fatal("Ready: ", daemon.Ready())
+	}}}, nil, nil)
+}
+`})
+	path := filepath.Join(t.TempDir(), "foo")
+	mustRun(t, testdaemon.GoCommand(t, dir, "build", "-mod=mod", "-o", path))
+	l := testdaemon.NewLine(t)
+	cmd := l.Called(exec.Command(path))
+	cmd.Env = append(testdaemon.BareEnvironment(), cmd.Env...)
+	c := l.Pipe(cmd)
+	if got := c.Exit(); got != "exit 1" || !strings.Contains(c.Printed(), "a test binary does not detach") {
+		t.Errorf("the caller sees %s, and %s", got, c.Printed())
+	}
+	l.MustBeOver()
+}
+
 // tell is what a library exports: what Ready and Detach return there.
 const tell = `
 func tell() string {

@@ -289,7 +289,7 @@ func TestDescriptorThatCannotBeToldIsAnError(t *testing.T) {
 	for value, cause := range map[string]string{
 		"9": bad, "3": bad, "200": bad, "2147483647": bad,
 		"x": invalid, "-1": invalid, "3x": invalid, " 3": invalid, "0x3": invalid, "3.0": invalid, "/dev/stdout": invalid,
-		"99999999999999999999": invalid,
+		"99999999999999999999": invalid, "4294967299": invalid, // 3 in 32 bits
 	} {
 		t.Run(value, func(t *testing.T) {
 			t.Parallel()

@@ -210,7 +210,8 @@ func TestStartStopDaemonKeepsItsProcess(t *testing.T) {
 func TestStartStopDaemonIsAParentForAWhile(t *testing.T) {
 	for options, stays := range map[string]bool{
 		"--start --background --exec x": true, "-S -b -m -x x": true, "-Sbm -x x": true,
-		"--start --exec x": false, "-S -x x -- --background -b": false, "-S -x b": false,
+		"-Sbmp FILE -x x": true, "-Sbmx x -p FILE": true, // busybox's
+		"--start --exec x": false, "-S -x x -- --background -b": false, "-S -x b": false, "-Spb -x x": false,
 	} {
 		for name, script := range map[string]string{
 			"waits": "setsid PUPPET </dev/null >/dev/null 2>&1; exit $?",
@@ -218,9 +219,6 @@ func TestStartStopDaemonIsAParentForAWhile(t *testing.T) {
 		} {
 			if name == "gone" && !stays {
 				continue // it leaves no trace of its options
-			}
-			if name == "gone" && !stays { // it waits for the program to leave
-				continue
 			}
 			t.Run(options+"/"+name, func(t *testing.T) {
 				t.Parallel()
@@ -254,6 +252,48 @@ func TestStartStopDaemonIsAParentForAWhile(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Its applet may be called by busybox's name.
+func TestStartStopDaemonOfBusybox(t *testing.T) {
+	for options, stays := range map[string]bool{"start-stop-daemon -S -b": true, "start-stop-daemon -S": false, "sh -b": false} {
+		t.Run(options, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, testdaemon.NewLine(t), "setsid PUPPET; exit $?")
+			shell := filepath.Join(s.dir, "busybox")
+			if err := os.Symlink("/bin/sh", shell); err != nil {
+				t.Fatal(err)
+			}
+			s.start(append([]string{shell, s.run}, strings.Fields(options)...)...)
+			if p := s.Process(); stays {
+				p.Do("ready")
+				mustBeAlone(t, s.Line, p)
+			} else {
+				becomesDaemon(p, "ready")
+			}
+		})
+	}
+}
+
+// A user's systemd before 248 tells nothing, and inherits its user's orphans.
+func TestProgramThatAUserManagerStartsStays(t *testing.T) {
+	for script, stays := range map[string]bool{"setsid PUPPET": true, "PUPPET": false} {
+		t.Run(script, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, testdaemon.NewLine(t), script+"; exit $?")
+			systemd := filepath.Join(s.dir, "systemd")
+			if err := os.Symlink("/bin/sh", systemd); err != nil {
+				t.Fatal(err)
+			}
+			s.start("sh", "-c", quote(systemd)+" "+quote(s.run)+" 2>&1 | cat")
+			if p := s.Process(); stays {
+				p.Do("ready")
+				mustBeAlone(t, s.Line, p)
+			} else {
+				becomesDaemon(p, "ready")
+			}
+		})
 	}
 }
 

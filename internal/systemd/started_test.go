@@ -160,6 +160,8 @@ var wrappers = map[string]string{
 	"timeout": "timeout 10000 PROGRAM",
 	"runuser": "runuser -u daemon -- PROGRAM",
 	"unshare": "unshare --pid --fork --kill-child --mount-proc sh -c 'PROGRAM; exit $$?'",
+	// As sudo --preserve-env=NOTIFY_SOCKET leaves the environment.
+	"sudo": "env -u SYSTEMD_EXEC_PID sh -c 'PROGRAM; exit $$?'",
 }
 
 // behind makes a service whose program a wrapper starts.
@@ -207,11 +209,17 @@ func TestSystemdSeesTheEndOfAProgramBehindAWrapper(t *testing.T) {
 // The program has in its PID namespace the number that a stranger has in
 // systemd's.
 func TestSystemdAdoptsNoStrangerFromAnotherPIDNamespace(t *testing.T) {
+	for _, wrapper := range []string{"", "env -u SYSTEMD_EXEC_PID "} {
+		t.Run(wrapper, func(t *testing.T) { adoptsNoStranger(t, wrapper) })
+	}
+}
+
+func adoptsNoStranger(t *testing.T, wrapper string) {
 	m := systemManager(t)
 	stranger := m.unit(t, "systemd-puppet", "Type=notify")
 	its := stranger.startReady()
 
-	u := m.behind(t, "unshare --pid --fork --kill-child --mount-proc DIR/reach "+its.pid)
+	u := m.behind(t, "unshare --pid --fork --kill-child --mount-proc "+wrapper+"DIR/reach "+its.pid)
 	u.script(u.file(".files")+"/reach", `while [ "$(sh -c 'echo $$')" -lt $(($1 - 1)) ]; do :; done; `+keeper.InsideBinary+"; exit $?")
 	p := u.startReady()
 	if p.pid != its.pid {

@@ -481,10 +481,14 @@ func TestSystemdUserManager(t *testing.T) {
 		p.Send("exit 0")
 		stop.succeeds()
 	})
-	// Its parent is not PID 1: only SYSTEMD_EXEC_PID tells who started it.
-	t.Run("no socket", func(t *testing.T) {
-		u := m.unit(t, "systemd-puppet", "Type=simple")
-		u.begin("start").succeeds()
-		u.staysReady(u.process(), "")
-	})
+	// Its parent is not PID 1. Before version 248 there is no SYSTEMD_EXEC_PID.
+	for name, lines := range map[string]string{
+		"no socket": "Type=simple", "old": "Type=simple\nUnsetEnvironment=SYSTEMD_EXEC_PID",
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := m.unit(t, "systemd-puppet", lines)
+			u.begin("start").succeeds()
+			u.staysReady(u.process(), "")
+		})
+	}
 }
