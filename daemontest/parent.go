@@ -26,6 +26,7 @@ var grace = 5 * time.Second
 // parent_process.go is what runs there.
 type parent struct {
 	t         TB
+	path      string    // of the test's command
 	cmd       *exec.Cmd // the parent process
 	orders    *os.File  // once it is closed, the parent ends everything
 	send      *gob.Encoder
@@ -100,6 +101,7 @@ type report struct {
 	Again    bool               // hasEnded, of the command: it is to be started again
 
 	Old int    // hasStarted, hasNotStarted: the command's pid before, 0 at first
+	At  int64  // hasStarted: when, in nanoseconds of CLOCK_MONOTONIC
 	Err string // hasNotStarted, hasFailed
 }
 
@@ -127,6 +129,7 @@ func newParent(t TB, heard func(*report)) *parent {
 // with what do adds to it. A shell's third file is its terminal, systemd's a
 // socket. Everything is ended when the test ends.
 func (p *parent) run(cmd *exec.Cmd, do task, third *os.File) (pid int, err error) {
+	p.path = cmd.Path
 	os.ReadDir(".") // go test keeps no old result when a file there changes, such as the program's
 	if attr := cmd.SysProcAttr; attr != nil {
 		if attr.Chroot != "" {
@@ -358,8 +361,11 @@ func (p *Process) Wait(ctx context.Context) syscall.WaitStatus {
 func (p *Process) wait(ctx context.Context) report {
 	p.parent.t.Helper()
 	last, err := p.end(ctx)
-	if err != nil {
-		p.parent.t.Fatalf("daemontest: process %d has not ended%s%s", p.PID, because(err), p.history())
+	switch {
+	case p.PID == 0:
+		p.parent.t.Fatalf("daemontest: %s has left no process behind, so there is none to wait for", p.parent.path)
+	case err != nil:
+		p.parent.t.Fatalf("daemontest: process %d of %s has not ended%s%s", p.PID, p.parent.path, because(err), p.history())
 	}
 	return last
 }

@@ -56,9 +56,12 @@ func NotifyAccessAll() Option {
 func Pass(name string, files ...*os.File) Option {
 	return Option{func(s *service) error {
 		if name == "" || !validName(name) {
-			return fmt.Errorf("Pass(%q): not a name: systemd.socket(5), FileDescriptorName=", name)
+			return fmt.Errorf("Pass(%q): the name must be 1 to 255 printable ASCII characters without ':', see FileDescriptorName= in systemd.socket(5)", name)
 		}
-		for _, file := range files {
+		for i, file := range files {
+			if file == nil {
+				return fmt.Errorf("Pass(%q): file %d is nil", name, i)
+			}
 			f, err := storeAs(name, file, false)
 			if err != nil {
 				return fmt.Errorf("Pass(%q): %w", name, err)
@@ -162,6 +165,7 @@ type service struct {
 	pid     int           // started
 	main    int           // 0: not started yet
 	over    bool
+	began   time.Time // the start
 	beat    time.Time // the last, or the start
 	timeout time.Duration
 	stored  []stored
@@ -257,12 +261,12 @@ func (s *service) close() {
 func (s *service) reported(r *report) {
 	switch {
 	case r != nil && r.Event == hasStarted:
-		s.hasStarted(r.PID)
+		s.hasStarted(r.PID, r.At)
 	case r == nil:
-		s.hasStarted(0)
+		s.hasStarted(0, 0)
 		s.printed.end(errEnded)
 	case r.Event == hasNotStarted:
-		s.hasStarted(0)
+		s.hasStarted(0, 0)
 	case r.Event == hasEnded:
 		s.hasExited(*r)
 	}
@@ -282,12 +286,15 @@ func (s *service) hasExited(r report) {
 	say(s.systemd.address, s.token+strconv.Itoa(number))
 }
 
-// hasStarted says what the main process is, or, by 0, that there is none.
-func (s *service) hasStarted(pid int) {
+// hasStarted says what the main process is, and when by monotonic it has been
+// started; or, by 0, that there is none.
+func (s *service) hasStarted(pid int, at int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if pid != 0 {
-		s.pid, s.main, s.over, s.beat = pid, pid, false, time.Now()
+		now := time.Now()
+		s.pid, s.main, s.over, s.beat = pid, pid, false, now
+		s.began = now.Add(-time.Duration(monotonic() - at))
 	}
 	select {
 	case <-s.started:
@@ -548,7 +555,7 @@ func (u *Unit) Stop(ctx context.Context) Stopped {
 func (u *Unit) stop(ctx context.Context) Stopped {
 	u.service.t.Helper()
 	if last, ok := u.ended(); ok {
-		u.service.fail("stop: the process had "+last.ending(), u.Systemd.received())
+		u.service.fail("nothing to stop: the process "+last.ending(), u.Systemd.received())
 		return Stopped{}
 	}
 	sent := time.Now()

@@ -232,7 +232,7 @@ func TestServiceThatIsNotReady(t *testing.T) {
 		{"by a child", func(ft TB) {
 			u := StartService(ft, byChild())
 			u.Systemd.Wait(short(t), "READY=1")
-		}, []string{"no READY=1: context deadline", "in state S", "is not the main process", "NotifyAccess=all"}},
+		}, []string{"no READY=1: context deadline exceeded (a notification was ignored by systemd: pid ", "is not the main process", "NotifyAccess=all", "in state S"}},
 		{"beats", func(ft TB) {
 			steps := slices.Repeat([]string{"say WATCHDOG=1"}, 54)
 			u := StartService(ft, serviceProgram(t, append(steps, "say STATUS=x", "sleep")...))
@@ -252,7 +252,8 @@ func TestServiceThatIsNotReady(t *testing.T) {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: "/tmp"}
 			Service(ft, cmd)
 		}, []string{"Chroot"}},
-		{"bad name", func(ft TB) { Service(ft, shell("exit 0"), Pass("a:b")) }, []string{`Pass("a:b")`}},
+		{"bad name", func(ft TB) { Service(ft, shell("exit 0"), Pass("a:b")) }, []string{`Pass("a:b")`, "printable ASCII characters without ':'"}},
+		{"no file", func(ft TB) { Service(ft, shell("exit 0"), Pass("a", os.Stdin, nil)) }, []string{`Pass("a"): file 1 is nil`}},
 		{"bad watchdog", func(ft TB) { Service(ft, shell("exit 0"), WatchdogSec(0)) }, []string{"WatchdogSec(0s)"}},
 		{"closed file", func(ft TB) {
 			file, err := os.Open("/dev/null")
@@ -320,6 +321,25 @@ func TestServiceIsReloaded(t *testing.T) {
 	}, "no RELOADING=1 with MONOTONIC_USEC after SIGHUP: the process was killed by SIGHUP")
 }
 
+func TestFailureTellsTheTimesFromTheStart(t *testing.T) {
+	times := regexp.MustCompile(`exited with status 1 after (\S+);|\n\tafter (\S+): "STATUS=a"`)
+	f := failing(t, func(ft TB) { Service(ft, serviceProgram(t, "say STATUS=a", "exit 1")) })
+	found := times.FindAllStringSubmatch(f.failure, -1)
+	if len(found) != 2 {
+		t.Fatal(f.failure)
+	}
+	exited, err := time.ParseDuration(found[0][1])
+	said, sayErr := time.ParseDuration(found[1][2])
+	if err != nil || sayErr != nil || said > exited {
+		t.Errorf("it spoke after its end: %s", f.failure)
+	}
+
+	failing(t, func(ft TB) {
+		u := Service(ft, serviceProgram(t, "say READY=1", "sleep")).Restart(t.Context())
+		u.Systemd.Wait(short(t), "STATUS=b")
+	}, "\n\tbefore this start: \"READY=1\" from pid ", "\n\tafter ")
+}
+
 func TestServiceIsStopped(t *testing.T) {
 	cmd := shell(fmt.Sprintf(`trap '%s=service "$0" "say STOPPING=1"; exit 3' TERM
 		%s=service "$0" "say READY=1"; while :; do sleep 0.01; done`, testProgram, testProgram))
@@ -337,7 +357,7 @@ func TestServiceIsStopped(t *testing.T) {
 		u := Service(ft, serviceProgram(t, "say READY=1", "exit 3"))
 		u.Wait(t.Context())
 		u.Stop(t.Context())
-	}, "stop: the process had exited with status 3")
+	}, "nothing to stop: the process exited with status 3 after ")
 	quick(t)
 	failing(t, func(ft TB) {
 		Service(ft, shell(fmt.Sprintf(`trap '' TERM; %s=service "%s" "say READY=1"; while :; do sleep 0.01; done`,

@@ -150,7 +150,7 @@ func jobTask(cmd *exec.Cmd) task {
 func (j *Job) instead(first report, err error) (what string) {
 	switch {
 	case err != nil:
-		what = fmt.Sprintf("has not stopped itself%s%s", because(err), j.history())
+		what = fmt.Sprintf("has not stopped itself%s%s%s", because(err), j.another(), j.history())
 	case first.Event == hasStopped:
 		what = fmt.Sprintf("%s after %v: `expect stop` is about SIGSTOP", describe(first.Status), rounded(first.After))
 	default:
@@ -160,6 +160,16 @@ func (j *Job) instead(first report, err error) (what string) {
 		what += fmt.Sprintf(", and left process %d behind: `expect stop` is about the process that was started", first.Left[0])
 	}
 	return what
+}
+
+// another says which process has stopped in the place of the main one.
+func (j *Job) another() string {
+	for _, pid := range descendants(j.PID) {
+		if p, err := readProcess(pid); err == nil && p.state == "T" {
+			return fmt.Sprintf(", but process %d below it has: `expect stop` is about the process that was started", pid)
+		}
+	}
+	return ""
 }
 
 // Stops returns all the stops of the main process so far, in order; the one in

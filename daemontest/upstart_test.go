@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -109,6 +110,19 @@ func TestJobThatDoesNotStop(t *testing.T) {
 		if len(f.left) > 0 {
 			t.Errorf("processes are left at the failure: %v", f.left)
 		}
+	})
+	t.Run("stop in its place", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			defer cancel()
+			eventually(t, "a process has stopped", func() bool {
+				return slices.ContainsFunc(descendants(os.Getpid()), func(pid int) bool {
+					p, err := readProcess(pid)
+					return err == nil && p.state == "T"
+				})
+			})
+		}()
+		failing(t, func(ft TB) { upstart(ctx, ft, shell("sh -c 'kill -STOP $$'; exit 7")) }, "has not stopped itself: context canceled, but process ", " below it has: `expect stop` is about the process that was started")
 	})
 	t.Run("context", func(t *testing.T) {
 		cmd := exec.CommandContext(short(t), "sleep", "60")
