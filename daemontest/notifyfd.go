@@ -168,13 +168,13 @@ func (s *Supervised) wrong(err error) string {
 	case s.Ready == "" && (err == errEnded || err == errOpen):
 		return s.instead()
 	case s.Ready == "":
-		return fmt.Sprintf("has written nothing to descriptor %d%s%s", s.fd, because(err), s.history())
+		return fmt.Sprintf("has written nothing to descriptor %d%s%s", s.fd, because(err), s.lastHistory())
 	case !strings.HasSuffix(s.Ready, "\n"):
 		return fmt.Sprintf("has written %q to descriptor %d, which does not end with a newline", s.Ready, s.fd)
 	case len(s.Ready) > maxLine:
 		return fmt.Sprintf("has written %q to descriptor %d, of which finit reads %d bytes", s.Ready, s.fd, maxLine)
 	case err != errEnded:
-		return fmt.Sprintf("has written %q and not closed descriptor %d%s%s", s.Ready, s.fd, because(err), s.history())
+		return fmt.Sprintf("has written %q and not closed descriptor %d%s%s", s.Ready, s.fd, because(err), s.lastHistory())
 	case s.parent.cancelled.Load(): // that has closed it
 		return fmt.Sprintf("has written %q and not closed descriptor %d", s.Ready, s.fd)
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,13 +65,18 @@ func TestLineThatDoesNotCome(t *testing.T) {
 		{"long", "echo READY=1 and what else there is to say >&3; exec 3>&-; exec sleep 60", []string{"finit reads 31 bytes"}},
 		{"open", "echo READY=1 >&3; exec sleep 60", []string{`has written "READY=1\n" and not closed descriptor 3: context deadline`, "in state S"}},
 		{"left open", "echo READY=1 >&3; sleep 60 & exit 0", []string{`has written "READY=1\n" and not closed descriptor 3: the process has ended`, "exited with status 0"}},
-		{"nothing", "exec sleep 60", []string{"has written nothing to descriptor 3: context deadline", "in state S", "printed nothing"}},
+		{"nothing", "exec sleep 60", []string{"has written nothing to descriptor 3: context deadline", "in state S when the test ended it; it printed nothing"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			ctx := short(t)
-			if test.name != "open" && test.name != "nothing" {
-				ctx = t.Context()
+			ctx := t.Context()
+			switch test.name {
+			case "open":
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, 3*time.Second) // for the line to be written
+				defer cancel()
+			case "nothing":
+				ctx = short(t)
 			}
 			f := failing(t, func(ft TB) { notifyFD(ctx, ft, shell(test.script)) }, test.words...)
 			if len(f.left) > 0 {

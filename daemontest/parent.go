@@ -379,7 +379,25 @@ func (p *Process) end(ctx context.Context) (report, error) {
 }
 
 // history is what the process did until now, for messages.
-func (p *Process) history() (text string) {
+func (p *Process) history() string {
+	text := p.past()
+	if now, err := readProcess(p.PID); err == nil {
+		text += "; it is in state " + now.state
+	}
+	return text
+}
+
+// lastHistory is history for a failure that ends the process. What that makes it
+// print is in the message, too.
+func (p *Process) lastHistory() string {
+	text := p.past()
+	if now, err := readProcess(p.PID); err == nil {
+		text += "; it was in state " + now.state + " when the test ended it"
+	}
+	return text
+}
+
+func (p *Process) past() (text string) {
 	for _, r := range p.parent.reports.all() {
 		if r.PID != p.PID || r.Event != hasStopped && r.Event != hasEnded {
 			continue
@@ -388,9 +406,6 @@ func (p *Process) history() (text string) {
 		if r.Answered {
 			text += " and was continued"
 		}
-	}
-	if now, err := readProcess(p.PID); err == nil {
-		text += "; it is in state " + now.state
 	}
 	return text
 }

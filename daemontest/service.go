@@ -406,7 +406,7 @@ func (s *service) fail(what, received string) {
 	over := s.over
 	s.mu.Unlock()
 	if !over {
-		what += now.history()
+		what += now.lastHistory()
 	}
 	if s.parent.cancelled.Load() {
 		what += ", the command's context having ended"

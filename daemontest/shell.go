@@ -309,7 +309,7 @@ func (s *Session) Prompt(ctx context.Context) *Detached {
 		err = s.shown(ctx)
 	}
 	if err != nil {
-		history := s.history()
+		history := s.lastHistory()
 		s.close()
 		s.parent.end()
 		s.parent.t.Fatalf("daemontest: %s has not returned%s: it has not called Ready%s; %s", s.path, because(err), history, lastWords([]byte(s.Output())))

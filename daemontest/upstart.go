@@ -105,7 +105,7 @@ func (j *Job) Respawn(ctx context.Context) *Job {
 	defer cancel()
 	pid, err := j.parent.startAgain(ctx, order{PID: j.PID})
 	if err != nil {
-		return j.fail(fmt.Sprintf("has not been respawned%s%s", because(err), j.history()))
+		return j.fail(fmt.Sprintf("has not been respawned%s%s", because(err), j.lastHistory()))
 	}
 	again := &Job{Process: Process{PID: pid, parent: j.parent}, path: j.path, printed: j.printed}
 	return again.started(ctx)
@@ -150,7 +150,7 @@ func jobTask(cmd *exec.Cmd) task {
 func (j *Job) instead(first report, err error) (what string) {
 	switch {
 	case err != nil:
-		what = fmt.Sprintf("has not stopped itself%s%s%s", because(err), j.another(), j.history())
+		what = fmt.Sprintf("has not stopped itself%s%s%s", because(err), j.another(), j.lastHistory())
 	case first.Event == hasStopped:
 		what = fmt.Sprintf("%s after %v: `expect stop` is about SIGSTOP", describe(first.Status), rounded(first.After))
 	default:
