@@ -50,9 +50,9 @@ func NotifyAccessAll() Option {
 }
 
 // Pass passes files to the service, as a socket unit does: LISTEN_FDS,
-// LISTEN_PID and LISTEN_FDNAMES are set, and name is FileDescriptorName=. Files
-// of several Pass follow one another, in order. The service gets duplicates,
-// also when it is started again: the test may close its own.
+// LISTEN_PID and LISTEN_FDNAMES are set, and name is FileDescriptorName=. The
+// files of several Pass options follow one another, in order. The service gets
+// duplicates, also when it is started again: the test may close its own.
 func Pass(name string, files ...*os.File) Option {
 	return Option{func(s *service) error {
 		if name == "" || !validName(name) {
@@ -111,8 +111,8 @@ type Unit struct {
 // cmd is not started itself but describes the service: its fields mean what
 // they mean to [os/exec], StdoutPipe works, and so does the context of
 // [exec.CommandContext], whose end ends the service; but cmd.Process stays nil.
-// ExtraFiles and SysProcAttr.Chroot are errors. Who reads from the service sees
-// the end of file when the test ends, not when the service does.
+// ExtraFiles and SysProcAttr.Chroot are errors. A reader of the service's output
+// sees the end of file when the test ends, not when the service does.
 //
 // A service that runs when the test ends is ended: by SIGTERM, five seconds
 // later by SIGKILL.
@@ -126,9 +126,9 @@ func Service(t TB, cmd *exec.Cmd, options ...Option) *Unit {
 	return u
 }
 
-// StartService is Service for a test that has something to do before the
-// service is ready, or expects that it never is. It returns when the command
-// has been started.
+// StartService does what Service does, but returns when the command has been
+// started: for a test that has something to do before the service is ready, or
+// expects that it never is.
 func StartService(t TB, cmd *exec.Cmd, options ...Option) *Unit {
 	t.Helper()
 	s := &service{t: t, path: cmd.Path, env: unsupervised(cmd.Environ()), token: "\x00" + rand.Text() + "\x00", started: make(chan struct{})}
@@ -582,9 +582,8 @@ func (u *Unit) stopping() *Notification {
 
 // Restart stops the service, unless it has ended already, starts it again, with
 // the files that it has stored, and returns the new start once that has said
-// READY=1. After a crash that is Restart=on-failure; for one send the service a
-// SIGKILL. The socket, the streams and the files that were passed are those of
-// before.
+// READY=1. The socket, the streams and the files that were passed are those of
+// before. To test Restart=on-failure, call Signal with SIGKILL and Wait first.
 //
 // It fails the test as Service and Stop do. Only the last start of a service can
 // be restarted.
@@ -632,9 +631,9 @@ func (s *service) startAgain(ctx context.Context, start int) (*Unit, error) {
 
 // MissedBeat waits until the service has sent no WATCHDOG=1 for as long as
 // WatchdogSec says, then kills the main process by SIGABRT, as systemd does, and
-// returns how it ended. It fails the test if beats go on until ctx ends, or
-// until Timeout has passed and ctx has no deadline, and if the service ends by
-// itself.
+// returns how it ended: a Go program prints its goroutines and exits with status
+// 2. It fails the test if beats go on until ctx ends, or until Timeout has
+// passed and ctx has no deadline, and if the service ends by itself.
 func (u *Unit) MissedBeat(ctx context.Context) syscall.WaitStatus {
 	u.service.t.Helper()
 	ctx, cancel := bounded(ctx)

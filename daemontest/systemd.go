@@ -27,33 +27,33 @@ const (
 
 // A Notification is a datagram that has arrived at the notify socket.
 type Notification struct {
-	// Assignments are what systemd reads in it, as Decode gives them: "READY=1",
-	// "STATUS=ready" and so on. There are none
-	// if systemd drops the whole datagram.
+	// Assignments are what systemd reads in it, as Decode returns them:
+	// "READY=1", "STATUS=ready" and so on. There are none if systemd drops the
+	// whole datagram.
 	Assignments []string
 
 	// Err says why systemd drops the datagram. It is nil if systemd does not.
 	Err error
 
-	// Raw is the datagram as it was sent, of one over 64 KiB the beginning.
+	// Raw is the datagram as it was sent, or the first 64 KiB of a longer one.
 	Raw []byte
 
 	// PID, UID and GID are the sender's, which the kernel vouches for
 	// (SCM_CREDENTIALS in unix(7)).
 	PID, UID, GID int
 
-	// Files are the descriptors that were passed with it. They are the
-	// caller's to use and to close; what is still open when the test ends is
-	// closed then. Those of a datagram that systemd drops are closed at once,
-	// as systemd does, and there are none here.
+	// Files are the descriptors that were passed with it. The test may use and
+	// close them; those still open when it ends are closed then. There are none
+	// if systemd drops the datagram: they are closed at once, as systemd does.
 	Files []*os.File
 
 	// Received is when it was taken from the socket.
 	Received time.Time
 }
 
-// Get returns the value of the assignment of key: of "STATUS=ready", "ready".
-// It reports whether there is one, which an empty value is too.
+// Get returns the value that is assigned to key, such as "ready" for STATUS if
+// there is "STATUS=ready", and reports whether there is an assignment. Its value
+// may be empty.
 func (n Notification) Get(key string) (value string, ok bool) {
 	for _, assignment := range n.Assignments {
 		if value, ok = strings.CutPrefix(assignment, key+"="); ok {

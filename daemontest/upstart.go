@@ -50,16 +50,17 @@ type Stop struct {
 //
 // It fails the test with what happened instead: the command can't be started,
 // the process ended or was stopped by another signal, or nothing happened
-// for the length of Timeout. A second stop is no failure, but it is never
-// answered, as init would not: Stops tells, and the test's log at its end.
+// for the length of Timeout. A second stop is no failure, but nobody continues
+// the process after it, as init would not. Stops returns it, and the test's log
+// names it at the end.
 //
 // cmd is not started itself but describes the job: its fields mean what they
 // mean to [os/exec], StdoutPipe works, and so does the context of
 // [exec.CommandContext], whose end ends the job; but cmd.Process stays nil.
-// SysProcAttr may name another user or, with Setpgid, no session of its own, but
-// no Chroot.
-// Init keeps the job's descriptors, for Respawn: who reads from the job sees
-// the end of file when the job has ended, and not when it closes its output.
+// SysProcAttr may name another user or, with Setpgid, ask for no session of its
+// own, but not for a Chroot. Init keeps the job's descriptors for Respawn: a
+// reader of the job's output sees the end of file when the job has ended, and not
+// when it closes its output.
 //
 // A job that runs when the test ends is ended, with all that came of it: by
 // SIGTERM and SIGCONT, five seconds later by SIGKILL. What a main process
@@ -185,8 +186,8 @@ func (j *Job) Stops() []Stop {
 	return stops
 }
 
-// Wait is Process.Wait; when it returns, all that the job has written to a
-// writer in cmd has arrived there, unless it has been respawned.
+// Wait does what Process.Wait does. When it returns, all that the job has written
+// to a writer in cmd has arrived there, unless the job has been respawned.
 func (j *Job) Wait(ctx context.Context) syscall.WaitStatus {
 	j.parent.t.Helper()
 	last := j.Process.wait(ctx)
