@@ -97,6 +97,19 @@ func TestLineThatDoesNotCome(t *testing.T) {
 		defer cancel()
 		notifyFD(ctx, ft, exec.Command("sleep", "60"))
 	}, "has written nothing to descriptor 3 within 30s")
+	failing(t, func(ft TB) {
+		s := NotifyFD(ft, shell("echo a word; echo READY=1 >&3; exec 3>&-; exec sleep 60"))
+		eventually(t, "it has printed all", func() bool { return len(s.parent.printed.all()) > 0 })
+		s.Wait(short(t))
+	}, " of /bin/sh has not ended: context deadline", `it printed "a word\n"`)
+	f := failing(t, func(ft TB) {
+		cmd := shell("echo a word; exit 3")
+		cmd.Stdout, cmd.Stderr = io.Discard, io.Discard
+		NotifyFD(ft, cmd)
+	})
+	if strings.Contains(f.failure, "printed") {
+		t.Errorf("what the test has taken is not known: %s", f.failure)
+	}
 }
 
 // A cancelWriter is called when something is written to it.

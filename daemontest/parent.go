@@ -7,6 +7,7 @@ import (
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -26,9 +27,10 @@ var grace = 5 * time.Second
 // parent_process.go is what runs there.
 type parent struct {
 	t         TB
-	path      string    // of the test's command
-	cmd       *exec.Cmd // the parent process
-	orders    *os.File  // once it is closed, the parent ends everything
+	path      string      // of the test's command
+	printed   *transcript // by the command; nil: the test has its output
+	cmd       *exec.Cmd   // the parent process
+	orders    *os.File    // once it is closed, the parent ends everything
 	send      *gob.Encoder
 	reports   record[report]
 	heard     func(*report)
@@ -122,6 +124,27 @@ const (
 // be no more.
 func newParent(t TB, heard func(*report)) *parent {
 	return &parent{t: t, heard: heard}
+}
+
+// capture takes the output that nobody takes, for a failure.
+func (p *parent) capture(cmd *exec.Cmd) {
+	for _, stream := range []*io.Writer{&cmd.Stdout, &cmd.Stderr} {
+		if *stream != nil {
+			continue
+		}
+		if p.printed == nil {
+			p.printed = new(transcript)
+		}
+		*stream = p.printed
+	}
+}
+
+// words quotes what the command has printed, for a failure.
+func (p *parent) words() string {
+	if p.printed == nil {
+		return ""
+	}
+	return "; " + lastWords(p.printed.all())
 }
 
 // run has the parent start cmd in the role that do names, and returns when it
@@ -365,7 +388,7 @@ func (p *Process) wait(ctx context.Context) report {
 	case p.PID == 0:
 		p.parent.t.Fatalf("daemontest: %s has left no process behind, so there is none to wait for", p.parent.path)
 	case err != nil:
-		p.parent.t.Fatalf("daemontest: process %d of %s has not ended%s%s", p.PID, p.parent.path, because(err), p.history())
+		p.parent.t.Fatalf("daemontest: process %d of %s has not ended%s%s%s", p.PID, p.parent.path, because(err), p.history(), p.parent.words())
 	}
 	return last
 }

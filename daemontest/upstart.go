@@ -21,8 +21,7 @@ type Job struct {
 	// Ready is the stop by which the job said that it is ready.
 	Ready Stop
 
-	path    string
-	printed *transcript // for a failure, if the caller does not want it
+	path string
 }
 
 // A Stop is that of a job's main process.
@@ -74,15 +73,10 @@ func Upstart(t TB, cmd *exec.Cmd) *Job {
 
 func upstart(ctx context.Context, t TB, cmd *exec.Cmd) *Job {
 	t.Helper()
-	j := &Job{path: cmd.Path, printed: new(transcript)}
+	j := &Job{path: cmd.Path}
 	j.parent = newParent(t, nil)
 	c := *cmd
-	if c.Stdout == nil {
-		c.Stdout = j.printed
-	}
-	if c.Stderr == nil {
-		c.Stderr = j.printed
-	}
+	j.parent.capture(&c)
 	var err error
 	if j.PID, err = j.parent.run(&c, jobTask(cmd), nil); err != nil {
 		t.Fatalf("daemontest: upstart job: %v", err)
@@ -108,7 +102,7 @@ func (j *Job) Respawn(ctx context.Context) *Job {
 	if err != nil {
 		return j.fail(fmt.Sprintf("has not been respawned%s%s", because(err), j.lastHistory()))
 	}
-	again := &Job{Process: Process{PID: pid, parent: j.parent}, path: j.path, printed: j.printed}
+	again := &Job{Process: Process{PID: pid, parent: j.parent}, path: j.path}
 	return again.started(ctx)
 }
 
@@ -133,7 +127,7 @@ func (j *Job) fail(what string) *Job {
 		what += ", its context having ended"
 	}
 	j.parent.end() // before printed is complete
-	j.parent.t.Fatalf("daemontest: upstart job %s %s; %s", j.path, what, lastWords(j.printed.all()))
+	j.parent.t.Fatalf("daemontest: upstart job %s %s%s", j.path, what, j.parent.words())
 	return nil
 }
 

@@ -370,7 +370,7 @@ func TestJobThatIsNotRespawned(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
 				defer cancel()
-				j.printed.wait(t.Context(), func(text []byte) bool { return bytes.Contains(text, []byte("a word")) })
+				j.parent.printed.wait(t.Context(), func(text []byte) bool { return bytes.Contains(text, []byte("a word")) })
 				j.parent.find(t.Context(), func(r report) bool { return r.Old == j.PID && r.Event == hasStarted })
 			}()
 			j.Respawn(ctx)
