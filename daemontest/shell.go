@@ -314,7 +314,7 @@ func (s *Session) Prompt(ctx context.Context) *Detached {
 		history := s.lastHistory()
 		s.close()
 		s.parent.end()
-		s.parent.t.Fatalf("daemontest: %s has not returned%s: it has not called Ready%s; %s", s.path, because(err), history, lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s has not returned%s: it has not called Ready, or stays in the foreground%s; %s", s.path, because(err), history, lastWords([]byte(s.Output())))
 		return nil
 	}
 	output, _, _ := bytes.Cut(s.screen.all(), s.prompt)

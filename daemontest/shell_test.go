@@ -343,7 +343,7 @@ func TestCommandThatDoesNotReturn(t *testing.T) {
 				pids = s.Processes()
 				s.Prompt(short(t))
 				t.Error("Fatalf has returned")
-			}, "/bin/sh has not returned", "deadline", "in state ", `"pid `)
+			}, "/bin/sh has not returned", "deadline", "it has not called Ready, or stays in the foreground", "in state ", `"pid `)
 			if len(f.left) > 0 {
 				t.Errorf("processes are left at the failure: %v", f.left)
 			}
