@@ -127,7 +127,7 @@ func Stopping(fields ...Field) error { return notify(&stopping, fields) }
 // error's text and, if err wraps a [syscall.Errno], ERRNO is its number. Fail does
 // not exit. It does nothing for a nil err.
 func Fail(err error) error {
-	if err == nil {
+	if err == nil || Detect() != Systemd {
 		return nil
 	}
 	fields := []Field{Status(err.Error())}
