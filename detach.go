@@ -3,8 +3,10 @@
 package daemon
 
 import (
+	"cmp"
 	"errors"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -43,13 +45,11 @@ func init() {
 	keepStart()
 	keepPassed()
 	keepNotifyFD()
-	value := takeMarker()
-	if l, ok := parseLauncherMark(value); ok && l.pid == pid() {
-		setName(l.name) // for which an ordinary user must be dumpable
-		launch(l, quitSilently())
-	}
-	if d, ok := parseDaemonMark(value); ok && !startedByDaemonOf(d.launcher) {
-		begin(d)
+	switch m := takeMarker(); {
+	case m.role == launcherRole && m.numbers[0] == pid():
+		launch(launcherMark{m.numbers[1], m.numbers[2], m.name})
+	case m.role == daemonRole && !startedByDaemon(m.numbers[0]):
+		begin(daemonMark{m.numbers[0], m.numbers[1], m.numbers[2], m.name})
 	}
 }
 
@@ -101,36 +101,31 @@ var detaching sync.Mutex
 // detach returns nil if this process is to stay as it is; otherwise it does not
 // return, or returns why it could not detach. how is implicit for Ready.
 func detach(how int) error {
+	refuse := func(why string) error { return failed("detach", atStart.args[0], errors.New(why)) }
 	switch {
 	case detached.isDaemon:
 		return nil
 	case atStart.supervisor != None: // it is there, and cannot be told
-		return failed("detach", atStart.args[0], errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that"))
+		return refuse("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
 	case detachedByCopy(): // the same answer before and after its launcher has gone
-		return failed("detach", atStart.args[0], errors.New("another copy of this package has detached the program: call Ready of that one only"))
+		return refuse("another copy of this package has detached the program: call Ready of that one only")
 	case staysInForeground():
 		return nil
+	case pid() == 1: // and Background
+		return refuse("PID 1 cannot leave, for everything would end with it: do not call daemon.Background")
+	case secure():
+		return refuse("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
+	case !sameRights():
+		return refuse("user, group or root directory have changed: " + advice)
+	case ground.Load() != back && parentHidden():
+		return refuse("the parent process cannot be seen (hidepid of proc(5)): call daemon.Foreground or daemon.Background")
 	}
-	if err := mayDetach(); err != nil {
+	if err := checkProgram("call daemon.Foreground"); err != nil {
 		return failed("detach", atStart.args[0], err)
 	}
 	detaching.Lock()
 	defer detaching.Unlock()
 	return replace(how)
-}
-
-func mayDetach() error {
-	switch {
-	case pid() == 1: // and Background
-		return errors.New("PID 1 cannot leave, for everything would end with it: do not call daemon.Background")
-	case secure():
-		return errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
-	case !sameRights():
-		return errors.New("user, group or root directory have changed: " + advice)
-	case ground.Load() != back && parentHidden():
-		return errors.New("the parent process cannot be seen (hidepid of proc(5)): call daemon.Foreground or daemon.Background")
-	}
-	return checkProgram("call daemon.Foreground")
 }
 
 // sameRights reports whether the program still has what it would need to
@@ -145,29 +140,35 @@ func sameRights() bool {
 // program that imports this package, and so must not be started again or stopped:
 // a test binary, or a program that has loaded a Go library.
 func checkProgram(cure string) error {
-	// The main goroutine's stack tells what no public name does: a test binary's
-	// main is generated, and a C program's library (-buildmode=c-shared,
-	// c-archive) has no main goroutine.
-	buffer := make([]byte, 256<<10)
-	stacks := "\n\n" + string(buffer[:runtime.Stack(buffer, true)])
-	_, stack, found := strings.Cut(stacks, "\n\ngoroutine 1 ")
-	stack, _, _ = strings.Cut(stack, "\n\n")
-	_, main, begun := strings.Cut(stack, "\nmain.main()\n\t")
-	file, _, _ := strings.Cut(main, "\n")
 	isTestFlag := func(arg string) bool { return strings.HasPrefix(arg, "-test.") }
+	main, hasMain := mainFile()
+	executed, loaded := programFiles()
 	switch {
-	case !found:
+	case !hasMain:
 		return errors.New("a library does not detach or stop the program that has loaded it: " + cure)
-	case strings.Contains(file, "_testmain.go:"), !begun && slices.ContainsFunc(atStart.args, isTestFlag):
+	case strings.Contains(main, "_testmain.go:"), main == "" && slices.ContainsFunc(atStart.args, isTestFlag):
 		return errors.New("a test binary does not detach or stop: use package daemontest, or set NOTIFY_SOCKET, or " + cure)
-	}
-	if executed, loaded := programFiles(); executed != "" && loaded != "" && executed != loaded {
+	case executed != "" && loaded != "" && executed != loaded:
 		return errors.New("the program that runs is " + executed + ", and this is " + loaded + ": start it by itself, or " + cure)
 	}
 	return nil
 }
 
-// replace executes the launcher in place of this program.
+// mainFile returns where the program's main is, if that has begun, from the stack
+// of the main goroutine: no public name tells that a test binary's is generated. A
+// C program's library (-buildmode=c-shared, c-archive) has no main goroutine.
+func mainFile() (file string, hasMain bool) {
+	buffer := make([]byte, 256<<10)
+	stacks := "\n\n" + string(buffer[:runtime.Stack(buffer, true)])
+	_, stack, hasMain := strings.Cut(stacks, "\n\ngoroutine 1 ")
+	stack, _, _ = strings.Cut(stack, "\n\n")
+	_, call, _ := strings.Cut(stack, "\nmain.main()\n\t")
+	file, _, _ = strings.Cut(call, "\n")
+	return file, hasMain
+}
+
+// replace executes the launcher in place of this program. What it defers undoes
+// what it has done, if that fails.
 func replace(how int) error {
 	operation := "detach: "
 	if how == implicit {
@@ -185,41 +186,35 @@ func replace(how int) error {
 	if missing != "" {
 		return failed(operation+"pass on", missing, os.ErrClosed)
 	}
+	defer takeBack()
 	goBack, err := returnToStart()
 	if err != nil {
-		takeBack()
 		return failed(operation+"return to", atStart.directory, err)
 	}
-	restore := prepareExec()
-	m := launcherMark{pid(), how, replacedStandard(), commandName(pid())}
-	restoreLimit := lowerFileLimit()
-	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), m.String()))
-	restoreLimit()
-	restore()
-	goBack()
-	takeBack()
-	return failed(operation+"execve", atStart.args[0], err)
+	defer goBack()
+	defer prepareExec()()
+	name := cmp.Or(nameOfProcess(pid()), filepath.Base(atStart.args[0]))
+	m := mark{packagePath(), launcherRole, [3]int{pid(), how, replacedStandard()}, name}
+	return failed(operation+"execve", atStart.args[0], execute(path, m))
 }
 
 // fileLimit is how many descriptors the program may have, and its caller's limit,
-// which syscall.Exec sets once, and then forgets even if it fails.
+// after an execve that failed.
 var fileLimit struct{ own, callers unix.Rlimit }
 
-// lowerFileLimit sets the caller's limit again if an Exec that failed has
-// forgotten it. restore is for the next that fails.
-func lowerFileLimit() (restore func()) {
+// execute is syscall.Exec, which sets the caller's RLIMIT_NOFILE again and forgets
+// it, even if it fails.
+func execute(path string, m mark) error {
 	var own unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &own) != nil {
-		return func() {}
-	}
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &own)
 	if own == fileLimit.own {
 		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
 	}
-	return func() {
-		fileLimit.own = own
-		_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &own)
-	}
+	err := syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), m.String()))
+	fileLimit.own = own
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
+	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &own)
+	return err
 }
 
 // returnToStart changes to the directory at start-up, unless the program has not
@@ -264,47 +259,61 @@ func replacedStandard() (bits int) {
 // process that it names. It is gone before main runs.
 const marker = "_DAEMON_DETACH"
 
-// formatMark makes the variable: the copy of this package that it is for, a role,
-// and what that needs. The name may hold anything.
-func formatMark(role, name string, numbers ...int) string {
-	m := marker + "=" + packagePath() + ":" + role
-	for _, n := range numbers {
-		m += ":" + strconv.Itoa(n)
-	}
-	return m + ":" + name
+// mark is the marker's value.
+type mark struct {
+	path    string // of the copy of this package that it is for
+	role    string
+	numbers [3]int // see launcherMark and daemonMark
+	name    string // what ps(1) shows
 }
 
-// parseMark reads what follows the package's path. ok is false if the marker is
-// for another role, or malformed.
-func parseMark(value, role string, numbers ...*int) (name string, ok bool) {
-	rest, ok := strings.CutPrefix(value, role+":")
-	for _, n := range numbers {
-		field, after, _ := strings.Cut(rest, ":")
-		number, err := strconv.Atoi(field)
-		*n, rest, ok = number, after, ok && err == nil
+const (
+	launcherRole = "launcher"
+	daemonRole   = "daemon"
+)
+
+// String returns the variable. The name comes last, for it may hold anything.
+func (m mark) String() string {
+	fields := []string{m.path, m.role}
+	for _, n := range m.numbers {
+		fields = append(fields, strconv.Itoa(n))
 	}
-	return rest, ok
+	return marker + "=" + strings.Join(append(fields, m.name), ":")
+}
+
+func parseMark(value string) (m mark, ok bool) {
+	fields := strings.SplitN(value, ":", 6)
+	if len(fields) != 6 || fields[1] != launcherRole && fields[1] != daemonRole {
+		return mark{}, false
+	}
+	m.path, m.role, m.name = fields[0], fields[1], fields[5]
+	for i := range m.numbers {
+		number, err := strconv.Atoi(fields[2+i])
+		if err != nil {
+			return mark{}, false
+		}
+		m.numbers[i] = number
+	}
+	return m, true
 }
 
 // takeMarker removes the marker from the environment and returns what it says to
 // this copy of the package. What is for another copy stays for that one's init. A
 // setuid program takes no orders from its caller's environment.
-func takeMarker() string {
+func takeMarker() (m mark) {
 	value, marked := os.LookupEnv(marker)
 	if !marked {
-		return ""
+		return mark{}
 	}
-	path, value, _ := strings.Cut(value, ":")
-	_, isLauncher := parseLauncherMark(value)
-	_, isDaemon := parseDaemonMark(value)
-	if path != packagePath() && (isLauncher || isDaemon) {
-		return ""
+	m, ok := parseMark(value)
+	if ok && m.path != packagePath() {
+		return mark{}
 	}
 	os.Unsetenv(marker)
-	if secure() || path != packagePath() {
-		return ""
+	if secure() {
+		return mark{}
 	}
-	return value
+	return m
 }
 
 // packagePath tells one copy of this package in a program from another, such as
@@ -318,6 +327,6 @@ func packagePath() string {
 // The launcher has put the marker behind all other variables.
 func detachedByCopy() bool {
 	value, marked := strings.CutPrefix(lastVariable(), marker+"=")
-	path, rest, _ := strings.Cut(value, ":")
-	return marked && path != packagePath() && strings.HasPrefix(rest, "daemon:")
+	m, ok := parseMark(value)
+	return marked && ok && m.path != packagePath() && m.role == daemonRole
 }

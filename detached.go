@@ -12,26 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// daemonMark makes a daemon of the child that the launcher starts.
+// daemonMark is what the launcher tells the daemon.
 type daemonMark struct {
-	launcher int // its pid
-	pipe     int // the descriptor through which to tell the launcher
-	replaced int // see replacedStandard
+	launcher int    // its pid
+	pipe     int    // the descriptor through which to tell it
+	replaced int    // see replacedStandard
+	name     string // what ps(1) shows
 }
 
-func (m daemonMark) String() string {
-	return formatMark("daemon", "", m.launcher, m.pipe, m.replaced)
-}
-
-func parseDaemonMark(value string) (m daemonMark, ok bool) {
-	rest, ok := parseMark(value, "daemon", &m.launcher, &m.pipe, &m.replaced)
-	return m, ok && rest == ""
-}
-
-// startedByDaemonOf reports whether this process inherited a marker: an
+// startedByDaemon reports whether this process has only inherited the marker: an
 // initializer of another package in the daemon has started it. A daemon that has
 // lost its launcher has no launcher among its ancestors.
-func startedByDaemonOf(launcher int) bool {
+func startedByDaemon(launcher int) bool {
 	parent := unix.Getppid()
 	for ancestor := parent; ancestor > 1; ancestor = parentOf(ancestor) {
 		if ancestor == launcher {
@@ -44,7 +36,7 @@ func startedByDaemonOf(launcher int) bool {
 // parentOf reads proc_pid_stat(5), in which a name in parentheses may hold
 // anything.
 func parentOf(process int) int {
-	stat := readFile("/proc/" + strconv.Itoa(process) + "/stat")
+	stat := readProcess(process, "stat")
 	fields := strings.Fields(stat[strings.LastIndex(stat, ")")+1:])
 	if len(fields) < 2 {
 		return 0
@@ -80,7 +72,7 @@ func begin(m daemonMark) {
 	if null, err := openNull(); err == nil { // if not now, then by Ready
 		d.null = checkedFD{null, identify(null)}
 	}
-	setName(commandName(m.launcher))
+	setName(m.name)
 	own := strconv.Itoa(m.launcher)
 	if os.Getenv("LISTEN_PID") == own {
 		os.Setenv("LISTEN_PID", strconv.Itoa(pid()))

@@ -12,28 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// launcherMark makes a launcher of the process that executes the program.
+// launcherMark is what the first process tells the launcher.
 type launcherMark struct {
-	pid      int // of that process
-	how      int // the daemon came about: by Ready, or by an explicit Detach
-	replaced int // see replacedStandard
-
-	name string // what ps(1) shows
+	how      int    // the daemon came about: by Ready, or by an explicit Detach
+	replaced int    // see replacedStandard
+	name     string // what ps(1) shows
 }
 
 const (
 	implicit = iota
 	explicit
 )
-
-func (m launcherMark) String() string {
-	return formatMark("launcher", m.name, m.pid, m.how, m.replaced)
-}
-
-func parseLauncherMark(value string) (m launcherMark, ok bool) {
-	m.name, ok = parseMark(value, "launcher", &m.pid, &m.how, &m.replaced)
-	return m, ok
-}
 
 // What the launcher reads from the pipe: words of the daemon, and its own that
 // the daemon has ended. One reader of one pipe sees which came first.
@@ -44,8 +33,8 @@ const (
 )
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
-// daemon says, or as the daemon ends. handleQuit ends what quitSilently has begun.
-func launch(m launcherMark, handleQuit func()) {
+// daemon says, or as the daemon ends.
+func launch(m launcherMark) {
 	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
 	// An ignored SIGCHLD would take the daemon's exit status away.
@@ -53,9 +42,14 @@ func launch(m launcherMark, handleQuit func()) {
 	signals := make(chan os.Signal, 16)
 	catch(signals, unix.SIGTERM, unix.SIGHUP)
 	child := startDaemon(m, w)
-	// What the terminal sent before this was for the launcher alone, and ended it.
-	catch(signals, unix.SIGINT, unix.SIGQUIT)
-	handleQuit()
+	// What the terminal sent before this was for the launcher alone, and ended it:
+	// see package quiet, whose action Ignore replaces behind which Notify would not
+	// look.
+	catch(signals, unix.SIGINT)
+	signal.Ignore(unix.SIGQUIT)
+	signal.Notify(signals, unix.SIGQUIT)
+	endQuiet()
+	setName(m.name) // for which an ordinary user must be dumpable
 	go passOn(signals, child)
 
 	ended := make(chan unix.WaitStatus, 1)
@@ -63,15 +57,16 @@ func launch(m launcherMark, handleQuit func()) {
 		ended <- waitFor(child)
 		_ = write(w, wordEnded)
 	}()
-	for word := hear(r); word != wordEnded; word = hear(r) {
-		switch word {
+	for {
+		switch hear(r) {
 		case wordReady:
 			os.Exit(0)
 		case wordGroup:
 			_ = unix.Setpgid(0, 0)
+		case wordEnded:
+			endLike(m.how, <-ended)
 		}
 	}
-	endLike(m.how, <-ended)
 }
 
 // catch has signals delivered to c, except those that the caller ignored.
@@ -83,17 +78,14 @@ func catch(c chan<- os.Signal, signals ...os.Signal) {
 	}
 }
 
-// startDaemon starts the program once more, with another descriptor of the
-// pipe's end w that no descriptor of the caller's can be in the way of.
+// startDaemon starts the program once more. The daemon inherits the end w of the
+// pipe, whose number is above the caller's own.
 func startDaemon(m launcherMark, w int) (child int) {
 	path, err := program()
 	exitOn("find", path, err)
-	pipe, err := duplicateHigh(w)
-	exitOn("duplicate", "pipe", err)
-	defer unix.Close(pipe)
-	_, err = unix.FcntlInt(uintptr(pipe), unix.F_SETFD, 0)
+	_, err = unix.FcntlInt(uintptr(w), unix.F_SETFD, 0)
 	exitOn("pass on", "pipe", err)
-	mark := daemonMark{pid(), pipe, m.replaced}
+	mark := mark{packagePath(), daemonRole, [3]int{pid(), w, m.replaced}, m.name}
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
 		Env:   append(atStart.env, mark.String()),
 		Files: []uintptr{0, 1, 2},

@@ -40,7 +40,7 @@ func secure() bool {
 
 func prepareExec() (restore func()) { return func() {} }
 
-func quitSilently() (undo func()) { return func() {} }
+func endQuiet() {}
 
 func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
 
@@ -115,8 +115,5 @@ func program() (path string, err error) {
 // programFiles: nobody tells.
 func programFiles() (executed, loaded string) { return "", "" }
 
-// The program is executed by its own name.
-
-func commandName(int) string { return "" }
-
+// setName: the program is executed by its own name.
 func setName(string) {}
