@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -55,15 +54,15 @@ func init() {
 
 // atStart is how this process was started. The daemon is started alike.
 var atStart struct {
-	args, env   []string
-	supervisor  Supervisor
-	executedPID string // see executedPID
-	directory   string
-	directoryID identity
-	program     identity // of the file that the kernel executed
-	root        identity
-	standard    [3]identity // of descriptors 0, 1 and 2; zero if closed
-	ignored     [len(keptSignals)]bool
+	args, env     []string
+	supervisor    Supervisor
+	executedPID   string // see executedPID
+	directory     string
+	directoryID   identity
+	path          string // that the kernel executed
+	program, root identity
+	standard      [3]identity // of descriptors 0, 1 and 2; zero if closed
+	ignored       []unix.Signal
 }
 
 // keptSignals are those that a Go program leaves ignored if its caller ignored
@@ -81,15 +80,18 @@ func keepStart() {
 	s.env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
 	s.supervisor = Detect()
 	s.executedPID = os.Getenv("SYSTEMD_EXEC_PID")
-	s.directory = workingDirectory()
+	s.directory, _ = unix.Getwd()
 	s.directoryID, _ = identifyPath(".")
-	s.program, _ = identifyPath(executedPath())
+	s.path = executedPath()
+	s.program, _ = identifyPath(s.path)
 	s.root, _ = identifyPath("/")
 	for fd := range s.standard {
 		s.standard[fd] = identify(fd)
 	}
-	for i, sig := range keptSignals {
-		s.ignored[i] = isIgnored(sig)
+	for _, sig := range keptSignals {
+		if isIgnored(sig) {
+			s.ignored = append(s.ignored, sig)
+		}
 	}
 }
 
@@ -217,13 +219,31 @@ func execute(path string, m mark) error {
 	return err
 }
 
+// program returns a path that executes this very program, even if its file has
+// been replaced or removed since.
+func program() (path string, err error) {
+	if _, err := identifyPath(selfPath); err == nil {
+		return selfPath, nil
+	}
+	path = atStart.path
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(atStart.directory, path)
+	}
+	id, err := identifyPath(path)
+	if err == nil && id != atStart.program {
+		err = unix.ESTALE // replaced by another
+	}
+	return path, err
+}
+
 // returnToStart changes to the directory at start-up, unless the program has not
 // left it.
 func returnToStart() (goBack func(), err error) {
 	// A directory that may not be searched (`cd /root; runuser -u USER d`) has no
 	// identity, but a path.
 	now, err := identifyPath(".")
-	if now == atStart.directoryID && (err == nil || workingDirectory() == atStart.directory) {
+	path, _ := unix.Getwd()
+	if now == atStart.directoryID && (err == nil || path == atStart.directory) {
 		return func() {}, nil
 	}
 	here, err := unix.Open(".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -253,80 +273,4 @@ func replacedStandard() (bits int) {
 		}
 	}
 	return bits
-}
-
-// marker is the environment variable that makes a launcher, or a daemon, of the
-// process that it names. It is gone before main runs.
-const marker = "_DAEMON_DETACH"
-
-// mark is the marker's value.
-type mark struct {
-	path    string // of the copy of this package that it is for
-	role    string
-	numbers [3]int // see launcherMark and daemonMark
-	name    string // what ps(1) shows
-}
-
-const (
-	launcherRole = "launcher"
-	daemonRole   = "daemon"
-)
-
-// String returns the variable. The name comes last, for it may hold anything.
-func (m mark) String() string {
-	fields := []string{m.path, m.role}
-	for _, n := range m.numbers {
-		fields = append(fields, strconv.Itoa(n))
-	}
-	return marker + "=" + strings.Join(append(fields, m.name), ":")
-}
-
-func parseMark(value string) (m mark, ok bool) {
-	fields := strings.SplitN(value, ":", 6)
-	if len(fields) != 6 || fields[1] != launcherRole && fields[1] != daemonRole {
-		return mark{}, false
-	}
-	m.path, m.role, m.name = fields[0], fields[1], fields[5]
-	for i := range m.numbers {
-		number, err := strconv.Atoi(fields[2+i])
-		if err != nil {
-			return mark{}, false
-		}
-		m.numbers[i] = number
-	}
-	return m, true
-}
-
-// takeMarker removes the marker from the environment and returns what it says to
-// this copy of the package. What is for another copy stays for that one's init. A
-// setuid program takes no orders from its caller's environment.
-func takeMarker() (m mark) {
-	value, marked := os.LookupEnv(marker)
-	if !marked {
-		return mark{}
-	}
-	m, ok := parseMark(value)
-	if ok && m.path != packagePath() {
-		return mark{}
-	}
-	os.Unsetenv(marker)
-	if secure() {
-		return mark{}
-	}
-	return m
-}
-
-// packagePath tells one copy of this package in a program from another, such as
-// a fork of it or its next major version.
-func packagePath() string {
-	pc, _, _, _ := runtime.Caller(0)
-	return strings.TrimSuffix(runtime.FuncForPC(pc).Name(), ".packagePath")
-}
-
-// detachedByCopy reports whether another copy has made a daemon of this process.
-// The launcher has put the marker behind all other variables.
-func detachedByCopy() bool {
-	value, marked := strings.CutPrefix(lastVariable(), marker+"=")
-	m, ok := parseMark(value)
-	return marked && ok && m.path != packagePath() && m.role == daemonRole
 }

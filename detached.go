@@ -172,31 +172,18 @@ func newSession() error {
 	if session, err := unix.Getsid(0); err == nil && session == pid() {
 		return nil
 	}
-	// The leader of a process group cannot have a session: it joins the launcher's.
+	// The leader of a process group cannot have a session. It joins the launcher's,
+	// once that leads one: a group of a parent PID namespace has no number here.
 	if group, err := unix.Getpgid(0); err == nil && group == pid() {
-		group, err := launchersGroup()
-		if err != nil {
+		if err := say(wordGroup); err != nil {
 			return err
 		}
-		_ = unix.Setpgid(0, group)
+		for begin := time.Now(); unix.Setpgid(0, detached.launcher) != nil && time.Since(begin) < brief; {
+			time.Sleep(time.Millisecond)
+		}
 	}
 	_, err := unix.Setsid()
 	return err
-}
-
-// launchersGroup returns the launcher's process group. One that belongs to a
-// parent PID namespace has no number here, and cannot be joined: the launcher is
-// asked to lead a group of its own.
-func launchersGroup() (group int, err error) {
-	if group, err = unix.Getpgid(detached.launcher); group != 0 || err != nil {
-		return group, err
-	}
-	err = say(wordGroup)
-	for begin := time.Now(); err == nil && group == 0 && time.Since(begin) < brief; {
-		time.Sleep(time.Millisecond)
-		group, err = unix.Getpgid(detached.launcher)
-	}
-	return group, err
 }
 
 // openNull opens /dev/null, and not as 0, 1 or 2.

@@ -53,7 +53,7 @@ func staysInForeground() bool {
 }
 
 func isHeld() bool {
-	if pid() == 1 || inSessionOfPID1() || executedBySystemd() || startedBySupervisor(unix.Getppid()) {
+	if pid() == 1 || inSessionOfPID1() || namesPID(executedPID()) || startedBySupervisor(unix.Getppid()) {
 		return true
 	}
 	parent := unix.Getppid()                             // start-stop-daemon may have gone meanwhile
@@ -96,8 +96,6 @@ func hasOtherEnd(fd int) bool {
 	kind := stat.Mode & unix.S_IFMT
 	return err == nil || kind == unix.S_IFIFO || kind == unix.S_IFSOCK
 }
-
-func executedBySystemd() bool { return namesPID(executedPID()) }
 
 // executedPID returns the process that systemd has executed (SYSTEMD_EXEC_PID of
 // systemd.exec(5)), even if main has removed the variable.

@@ -4,7 +4,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -49,18 +48,6 @@ func duplicateTo(from, to int) error {
 			return err
 		}
 	}
-}
-
-// workingDirectory does without the page that unix.Getwd takes from a stack that
-// is still small.
-func workingDirectory() string {
-	var path [256]byte
-	n, err := unix.Getcwd(path[:])
-	if err != nil {
-		directory, _ := unix.Getwd()
-		return directory
-	}
-	return unix.ByteSliceToString(path[:n])
 }
 
 // openSocket opens a datagram socket that no child inherits, even one that a C
@@ -142,23 +129,8 @@ func lastVariable() string {
 	return strings.Clone(unsafe.String((*byte)(unsafe.Add(end, -length)), length))
 }
 
-// program returns a path that executes this very program, even if its file has
-// been replaced or removed since.
-func program() (path string, err error) {
-	const exe = "/proc/self/exe"
-	if _, err := identifyPath(exe); err == nil {
-		return exe, nil
-	}
-	path = executedPath()
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(atStart.directory, path)
-	}
-	id, err := identifyPath(path)
-	if err == nil && id != atStart.program {
-		err = unix.ESTALE // replaced by another
-	}
-	return path, err
-}
+// selfPath executes this program also if its file has been replaced or removed.
+const selfPath = "/proc/self/exe"
 
 // executedPath returns the path that the kernel executed (AT_EXECFN), whatever
 // argv[0] says.
@@ -216,11 +188,11 @@ func prepareExec() (restore func()) {
 		// signal be lost.
 		unix.SIGQUIT: quiet.DefaultAction, unix.SIGTERM: quiet.DefaultAction,
 	}
-	for i, signal := range keptSignals {
+	for _, signal := range keptSignals {
 		actions[signal] = quiet.DefaultAction
-		if atStart.ignored[i] {
-			actions[signal] = quiet.IgnoreAction
-		}
+	}
+	for _, signal := range atStart.ignored {
+		actions[signal] = quiet.IgnoreAction
 	}
 	old := map[unix.Signal]quiet.Action{}
 	for signal, action := range actions {

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -47,11 +46,6 @@ func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
 // dieOf returns: the launcher exits with 128+n.
 func dieOf(unix.Signal) {}
 
-func workingDirectory() string {
-	directory, _ := unix.Getwd()
-	return directory
-}
-
 func openSocket() (fd int, err error) {
 	syscall.ForkLock.RLock() // nothing inherits it before it is close-on-exec
 	defer syscall.ForkLock.RUnlock()
@@ -89,28 +83,19 @@ var startIDs = [4]int{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid
 
 func idsAtStart() [4]int { return startIDs }
 
-func executedPath() string { return executable }
+// selfPath: there is none.
+const selfPath = ""
 
-// executable is the path by which the program was started.
-var executable = func() string {
+func executedPath() string {
 	path := os.Args[0]
 	if !strings.Contains(path, "/") {
 		path, _ = exec.LookPath(path) // exec.ErrDot comes with a path
 	}
-	path, _ = filepath.Abs(path)
 	return path
-}()
+}
 
 // lastVariable is unknown: what another copy has removed is gone.
 func lastVariable() string { return "" }
-
-func program() (path string, err error) {
-	id, err := identifyPath(executable)
-	if err == nil && id != atStart.program {
-		err = unix.ESTALE // replaced by another
-	}
-	return executable, err
-}
 
 // programFiles: nobody tells.
 func programFiles() (executed, loaded string) { return "", "" }

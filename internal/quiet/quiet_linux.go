@@ -28,7 +28,10 @@ func init() {
 // isLauncher reports whether package daemon's marker, PACKAGE:launcher:PID:...,
 // is for this process.
 func isLauncher() bool {
-	rest, _ := syscall.Getenv("_DAEMON_DETACH")
+	rest, marked := syscall.Getenv("_DAEMON_DETACH")
+	if !marked {
+		return false
+	}
 	role := ":launcher:" + strconv.Itoa(syscall.Getpid()) + ":"
 	for rest != "" && rest[0] != ':' {
 		rest = rest[1:]
