@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -97,9 +96,6 @@ func keepStart() {
 
 const advice = "call daemon.Detach first in main"
 
-// detaching is held while the first process turns into the launcher.
-var detaching sync.Mutex
-
 // detach returns nil if this process is to stay as it is; otherwise it does not
 // return, or returns why it could not detach. how is implicit for Ready.
 func detach(how int) error {
@@ -125,8 +121,6 @@ func detach(how int) error {
 	if err := checkProgram("call daemon.Foreground"); err != nil {
 		return failed("detach", atStart.args[0], err)
 	}
-	detaching.Lock()
-	defer detaching.Unlock()
 	return replace(how)
 }
 
@@ -264,11 +258,13 @@ func returnToStart() (goBack func(), err error) {
 	return goBack, err
 }
 
-// replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced.
-// The launcher and the daemon find them replaced when they start.
+// replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced,
+// by a log file perhaps. The launcher and the daemon find them replaced when they
+// start.
 func replacedStandard() (bits int) {
 	for fd, then := range atStart.standard {
-		if now := identify(fd); now != (identity{}) && now != then {
+		now := identify(fd)
+		if now != (identity{}) && (now != then || detached.replaced&(1<<fd) != 0) {
 			bits |= 1 << fd
 		}
 	}

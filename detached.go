@@ -154,10 +154,10 @@ func leaveTerminal() error {
 	if err := newSession(); err != nil {
 		return failed("detach: setsid", "process "+strconv.Itoa(pid()), err)
 	}
-	for fd, then := range atStart.standard {
-		now := identify(fd)
-		if now != (identity{}) && (now != then || detached.replaced&(1<<fd) != 0) {
-			continue // a log file, perhaps
+	replaced := replacedStandard()
+	for fd := range atStart.standard {
+		if replaced&(1<<fd) != 0 {
+			continue
 		}
 		if err := duplicateTo(null, fd); err != nil {
 			return failed("detach: open /dev/null as", "descriptor "+strconv.Itoa(fd), err)
@@ -169,20 +169,19 @@ func leaveTerminal() error {
 // newSession makes this process the leader of a session, unless it is one: main
 // has called setsid(2), or a Ready that failed after that.
 func newSession() error {
-	if session, err := unix.Getsid(0); err == nil && session == pid() {
+	_, err := unix.Setsid()
+	if session, _ := unix.Getsid(0); err == nil || session == pid() {
 		return nil
 	}
 	// The leader of a process group cannot have a session. It joins the launcher's,
 	// once that leads one: a group of a parent PID namespace has no number here.
-	if group, err := unix.Getpgid(0); err == nil && group == pid() {
-		if err := say(wordGroup); err != nil {
-			return err
-		}
-		for begin := time.Now(); unix.Setpgid(0, detached.launcher) != nil && time.Since(begin) < brief; {
-			time.Sleep(time.Millisecond)
-		}
+	if err := say(wordGroup); err != nil {
+		return err
 	}
-	_, err := unix.Setsid()
+	for begin := time.Now(); unix.Setpgid(0, detached.launcher) != nil && time.Since(begin) < brief; {
+		time.Sleep(time.Millisecond)
+	}
+	_, err = unix.Setsid()
 	return err
 }
 

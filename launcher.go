@@ -42,11 +42,9 @@ func launch(m launcherMark) {
 	signals := make(chan os.Signal, 16)
 	catch(signals, unix.SIGTERM, unix.SIGHUP)
 	child := startDaemon(m, w)
-	// What the terminal sent before this was for the launcher alone, and ended it:
-	// see package quiet, whose action Ignore replaces behind which Notify would not
-	// look.
+	// What the terminal sent before this was for the launcher alone, and ended it.
 	catch(signals, unix.SIGINT)
-	signal.Ignore(unix.SIGQUIT)
+	signal.Ignore(unix.SIGQUIT) // or Notify would not know that package quiet has taken its handler away
 	signal.Notify(signals, unix.SIGQUIT)
 	endQuiet()
 	setName(m.name) // for which an ordinary user must be dumpable

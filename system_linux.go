@@ -112,34 +112,31 @@ func idsAtStart() (ids [4]int) {
 	return ids
 }
 
-// lastVariable returns the last variable of the environment with which the kernel
-// started this process, even if it has been removed since. Only the path that the
-// kernel executed (AT_EXECFN) follows it in memory, whether there is a /proc or
-// not.
-func lastVariable() string {
-	path := auxiliary(31)
-	if path == 0 {
-		return ""
-	}
-	end := unsafe.Add(*(*unsafe.Pointer)(unsafe.Pointer(&path)), -1) // the NUL between them
-	length := 0
-	for *(*byte)(unsafe.Add(end, -length-1)) != 0 {
-		length++
-	}
-	return strings.Clone(unsafe.String((*byte)(unsafe.Add(end, -length)), length))
-}
-
 // selfPath executes this program also if its file has been replaced or removed.
 const selfPath = "/proc/self/exe"
 
-// executedPath returns the path that the kernel executed (AT_EXECFN), whatever
-// argv[0] says.
-func executedPath() string {
-	name := auxiliary(31)
-	if name == 0 {
+// execfn points to the path that the kernel executed (AT_EXECFN).
+func execfn() *byte {
+	address := auxiliary(31)
+	return *(**byte)(unsafe.Pointer(&address))
+}
+
+// executedPath returns that path, whatever argv[0] says.
+func executedPath() string { return unix.BytePtrToString(execfn()) }
+
+// lastVariable returns the last variable of the environment with which the kernel
+// started this process. It stands in memory before the path, also if it has been
+// removed since, and whether there is a /proc or not.
+func lastVariable() string {
+	text := execfn()
+	if text == nil {
 		return ""
 	}
-	return strings.Clone(unix.BytePtrToString(*(**byte)(unsafe.Pointer(&name))))
+	before := func(p *byte) *byte { return (*byte)(unsafe.Add(unsafe.Pointer(p), -1)) }
+	for text = before(text); *before(text) != 0; { // begins at the NUL between them
+		text = before(text)
+	}
+	return unix.BytePtrToString(text)
 }
 
 // programFiles returns the file that the kernel executed, which for `ld.so
