@@ -54,6 +54,7 @@ func timeStart(program string, args ...string) (milliseconds float64) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.ExtraFiles = []*os.File{r}
 	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true} // in PID 1's it would stay in the foreground
 	start := time.Now()
 	check(cmd.Run())
 	elapsed := time.Since(start)

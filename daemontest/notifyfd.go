@@ -81,6 +81,9 @@ func notifyFD(ctx context.Context, t TB, cmd *exec.Cmd) *Supervised {
 	err := s.line.wait(ctx, func([]byte) bool { return false })
 	s.After = time.Since(s.began)
 	s.Ready = string(s.line.all())
+	if err == errOpen {
+		_, _ = s.Process.end(ctx) // the report is on its way
+	}
 	if wrong := s.wrong(err); wrong != "" {
 		return s.fail(wrong)
 	}

@@ -275,6 +275,8 @@ func (r *chaosRound) awaitStage(stage <-chan struct{}) {
 	select {
 	case <-stage:
 	case <-r.ended:
+	case <-time.After(testdaemon.Patience):
+		r.errorf("no daemon within %v", testdaemon.Patience)
 	}
 }
 
@@ -296,7 +298,7 @@ func (r *chaosRound) strike() {
 
 // awaitDaemon returns nil where there is no daemon any more.
 func (r *chaosRound) awaitDaemon() *os.Process {
-	for {
+	for deadline := time.Now().Add(testdaemon.Patience); time.Now().Before(deadline); {
 		over := isClosed(r.exited)
 		_, daemon := r.heard()
 		pids := []int{daemon.pid}
@@ -314,6 +316,8 @@ func (r *chaosRound) awaitDaemon() *os.Process {
 			return nil
 		}
 	}
+	r.errorf("no daemon within %v", testdaemon.Patience)
+	return nil
 }
 
 // launcherMarker is in the environment of a launcher.

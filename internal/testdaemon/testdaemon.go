@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -38,6 +39,9 @@ const Patience = 60 * time.Second
 // what they write. Sockets have short paths, and shells split words: for both a
 // TMPDIR may be too much.
 func init() {
+	if inSessionOfPID1() {
+		os.Exit(againInSession())
+	}
 	unix.Umask(0o022)
 	if regexp.MustCompile(`^[\w/.-]{0,40}$`).MatchString(os.TempDir()) {
 		return
@@ -45,6 +49,44 @@ func init() {
 	if unix.Access("/tmp", unix.W_OK|unix.X_OK) == nil {
 		os.Setenv("TMPDIR", "/tmp")
 	}
+}
+
+// inSessionOfPID1 reports whether all that is started here would stay in the
+// foreground: the tests run as the entry point of a container.
+func inSessionOfPID1() bool {
+	own, err := unix.Getsid(0)
+	first, err1 := unix.Getsid(1)
+	return err == nil && err1 == nil && own == first
+}
+
+// againInSession starts this test binary in a session of its own, passes signals
+// on to it, and returns its exit status. A leader of a process group could not
+// become a session's leader itself.
+func againInSession() int {
+	exe, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	cmd := exec.Command(exe, os.Args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM)
+	go func() {
+		for sig := range signals {
+			cmd.Process.Signal(sig)
+		}
+	}()
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() < 0 {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return cmd.ProcessState.ExitCode()
 }
 
 // Run runs the tests, and removes what they have built and booted.
