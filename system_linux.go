@@ -217,15 +217,21 @@ func dieOf(signal unix.Signal) {
 }
 
 // setName gives all threads the program's name: what was executed as
-// /proc/self/exe is called exe.
+// /proc/self/exe is called exe. A thread that begins meanwhile may still be.
 func setName(name string) {
 	const tasks = "/proc/self/task/"
-	directory := openFile(tasks, unix.O_RDONLY|unix.O_DIRECTORY)
-	defer directory.Close()
-	threads, _ := directory.Readdirnames(-1)
-	for _, thread := range threads {
-		comm := openFile(tasks+thread+"/comm", unix.O_WRONLY)
-		_, _ = comm.WriteString(name)
-		comm.Close()
+	for named := 0; ; {
+		directory := openFile(tasks, unix.O_RDONLY|unix.O_DIRECTORY)
+		threads, _ := directory.Readdirnames(-1)
+		directory.Close()
+		if len(threads) <= named {
+			return
+		}
+		for _, thread := range threads {
+			comm := openFile(tasks+thread+"/comm", unix.O_WRONLY)
+			_, _ = comm.WriteString(name)
+			comm.Close()
+		}
+		named = len(threads)
 	}
 }
