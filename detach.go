@@ -44,10 +44,10 @@ func init() {
 	keepPassed()
 	keepNotifyFD()
 	switch m := takeMarker(); {
-	case m.role == launcherRole && m.numbers[0] == pid():
-		launch(launcherMark{m.numbers[1], m.numbers[2], m.name})
-	case m.role == daemonRole && !startedByDaemon(m.numbers[0]):
-		begin(daemonMark{m.numbers[0], m.numbers[1], m.numbers[2], m.name})
+	case m.role == launcherRole && m.launcher == pid():
+		launch(m)
+	case m.role == daemonRole && !startedByDaemon(m.launcher):
+		begin(m)
 	}
 }
 
@@ -190,7 +190,10 @@ func replace(how int) error {
 	defer goBack()
 	defer prepareExec()()
 	name := cmp.Or(nameOfProcess(pid()), filepath.Base(atStart.args[0]))
-	m := mark{packagePath(), launcherRole, [3]int{pid(), how, replacedStandard()}, name}
+	m := mark{packagePath(), launcherRole, pid(), -1, how, replacedStandard(), name}
+	fd, unmute := muteStderr()
+	defer unmute()
+	m.fd = fd
 	return failed(operation+"execve", atStart.args[0], execute(path, m))
 }
 

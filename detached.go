@@ -12,14 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// daemonMark is what the launcher tells the daemon.
-type daemonMark struct {
-	launcher int    // its pid
-	pipe     int    // the descriptor through which to tell it
-	replaced int    // see replacedStandard
-	name     string // what ps(1) shows
-}
-
 // startedByDaemon reports whether this process has only inherited the marker: an
 // initializer of another package in the daemon has started it. A daemon that has
 // lost its launcher has no launcher among its ancestors.
@@ -60,14 +52,14 @@ var detached struct {
 // begin makes this process the launcher's daemon, before main runs. It does
 // without the runtime's poller, which would not survive a main that begins by
 // closing all descriptors.
-func begin(m daemonMark) {
+func begin(m mark) {
 	d := &detached
 	d.isDaemon, d.launcher, d.replaced = true, m.launcher, m.replaced
 	if unix.Getppid() != m.launcher {
 		return // it is gone, and the marker says nothing of this process
 	}
-	if m.pipe > 2 {
-		d.pipe = inherit(m.pipe)
+	if m.fd > 2 {
+		d.pipe = inherit(m.fd)
 	}
 	if null, err := openNull(); err == nil { // if not now, then by Ready
 		d.null = checkedFD{null, identify(null)}

@@ -12,18 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// launcherMark is what the first process tells the launcher.
-type launcherMark struct {
-	how      int    // the daemon came about: by Ready, or by an explicit Detach
-	replaced int    // see replacedStandard
-	name     string // what ps(1) shows
-}
-
-const (
-	implicit = iota
-	explicit
-)
-
 // What the launcher reads from the pipe: words of the daemon, and its own that
 // the daemon has ended. One reader of one pipe sees which came first.
 const (
@@ -34,7 +22,7 @@ const (
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
 // daemon says, or as the daemon ends.
-func launch(m launcherMark) {
+func launch(m mark) {
 	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
 	// An ignored SIGCHLD would take the daemon's exit status away.
@@ -78,14 +66,14 @@ func catch(c chan<- os.Signal, signals ...os.Signal) {
 
 // startDaemon starts the program once more. The daemon inherits the end w of the
 // pipe, whose number is above the caller's own.
-func startDaemon(m launcherMark, w int) (child int) {
+func startDaemon(m mark, w int) (child int) {
 	path, err := program()
 	exitOn("find", path, err)
 	_, err = unix.FcntlInt(uintptr(w), unix.F_SETFD, 0)
 	exitOn("pass on", "pipe", err)
-	mark := mark{packagePath(), daemonRole, [3]int{pid(), w, m.replaced}, m.name}
+	m.role, m.fd = daemonRole, w
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
-		Env:   append(atStart.env, mark.String()),
+		Env:   append(atStart.env, m.String()),
 		Files: []uintptr{0, 1, 2},
 	})
 	exitOn("start", atStart.args[0], err)

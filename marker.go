@@ -13,12 +13,15 @@ import (
 // process that it names. It is gone before main runs.
 const marker = "_DAEMON_DETACH"
 
-// mark is the marker's value: COPY:ROLE:NUMBER:NUMBER:NUMBER:NAME.
+// mark is the marker's value: COPY:ROLE:LAUNCHER:DESCRIPTOR:HOW:REPLACED:NAME.
 type mark struct {
-	copy    string // of this package, in one program
-	role    string
-	numbers [3]int // see launcherMark and daemonMark
-	name    string // what ps(1) shows; it may hold anything
+	copy     string // of this package, in one program
+	role     string
+	launcher int    // its pid
+	fd       int    // the launcher: see muteStderr; the daemon: the pipe to the launcher
+	how      int    // implicit, by Ready, or explicit
+	replaced int    // see replacedStandard
+	name     string // what ps(1) shows; it may hold anything
 }
 
 const (
@@ -26,26 +29,32 @@ const (
 	daemonRole   = "daemon"
 )
 
-func (m mark) String() string {
+const (
+	implicit = iota
+	explicit
+)
+
+func (m *mark) numbers() [4]*int { return [4]*int{&m.launcher, &m.fd, &m.how, &m.replaced} }
+
+func (m *mark) String() string {
 	text := marker + "=" + m.copy + ":" + m.role
-	for _, n := range m.numbers {
-		text += ":" + strconv.Itoa(n)
+	for _, n := range m.numbers() {
+		text += ":" + strconv.Itoa(*n)
 	}
 	return text + ":" + m.name
 }
 
 func parseMark(value string) (m mark, ok bool) {
-	fields := strings.SplitN(value, ":", 6)
-	if len(fields) < 6 || fields[1] != launcherRole && fields[1] != daemonRole {
+	fields := strings.SplitN(value, ":", 7)
+	if len(fields) < 7 || fields[1] != launcherRole && fields[1] != daemonRole {
 		return mark{}, false
 	}
-	m = mark{copy: fields[0], role: fields[1], name: fields[5]}
-	for i := range m.numbers {
-		number, err := strconv.Atoi(fields[2+i])
-		if err != nil {
+	m = mark{copy: fields[0], role: fields[1], name: fields[6]}
+	for i, n := range m.numbers() {
+		var err error
+		if *n, err = strconv.Atoi(fields[2+i]); err != nil {
 			return mark{}, false
 		}
-		m.numbers[i] = number
 	}
 	return m, true
 }

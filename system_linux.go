@@ -205,6 +205,28 @@ func prepareExec() (restore func()) {
 	}
 }
 
+// muteStderr has the runtime of the launcher say nothing. It returns another
+// descriptor of 2, from which package quiet takes that back, or -1. restore is for an
+// exec that failed.
+func muteStderr() (moved int, restore func()) {
+	flags, err := unix.FcntlInt(2, unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC != 0 || !quiet.IsDumpable() {
+		return -1, func() {}
+	}
+	if moved, err = duplicateHigh(2); err != nil {
+		return -1, func() {}
+	}
+	if err = openNullAs(2); err != nil {
+		unix.Close(moved)
+		return -1, func() {}
+	}
+	_, _ = unix.FcntlInt(uintptr(moved), unix.F_SETFD, 0)
+	return moved, func() {
+		_ = duplicateTo(moved, 2)
+		unix.Close(moved)
+	}
+}
+
 func endQuiet() { quiet.End() }
 
 // dieOf ends this process by a signal and without a core. It returns if it can't.

@@ -39,6 +39,8 @@ func secure() bool {
 
 func prepareExec() (restore func()) { return func() {} }
 
+func muteStderr() (moved int, restore func()) { return -1, func() {} }
+
 func endQuiet() {}
 
 func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }

@@ -1,9 +1,12 @@
-// Package quiet has a launcher end by SIGQUIT without its goroutines on the
-// terminal and without a core, from the first on.
+// Package quiet lets no instant of a launcher's life show its goroutines on the
+// terminal, or leave a core, if SIGQUIT (Ctrl-\) ends it.
 //
-// Go initializes a package once all its imports are. This one has hardly any, so
-// that its init comes before that of a package which imports os, time or fmt, and
-// may take long. Package daemon, which imports them too, would come too late.
+// The Go runtime prints them from its own start on, and unblocks SIGQUIT in each
+// thread. So package daemon has put /dev/null in the place of descriptor 2, and init
+// takes that back. Go initializes a package once all its imports are. This one has
+// hardly any, so that init comes before the packages that import os, time or fmt:
+// what they say is seen, and however long they take. Package daemon would come
+// too late.
 package quiet
 
 import (
@@ -15,28 +18,43 @@ import (
 
 var wasDumpable bool
 
-// To block SIGQUIT is no use: the Go runtime unblocks it in each thread.
 func init() {
-	if isLauncher() {
-		dumpable, _, _ := syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_GET_DUMPABLE, 0, 0)
-		wasDumpable = dumpable == 1 // nothing else can be set
-		SetDumpable(0)
-		SetAction(syscall.SIGQUIT, DefaultAction)
+	stderr, ok := parseMarker()
+	if !ok {
+		return
+	}
+	wasDumpable = IsDumpable()
+	SetDumpable(0)
+	SetAction(syscall.SIGQUIT, DefaultAction)
+	if stderr > 2 && wasDumpable { // not in a setuid program, whose caller has set the marker
+		_ = syscall.Dup3(stderr, 2, 0)
+		_ = syscall.Close(stderr)
 	}
 }
 
-// isLauncher reports whether package daemon's marker, PACKAGE:launcher:PID:...,
-// is for this process.
-func isLauncher() bool {
-	rest, marked := syscall.Getenv("_DAEMON_DETACH")
+// parseMarker returns another descriptor of the caller's 2. ok is false if package
+// daemon's marker, COPY:launcher:PID:DESCRIPTOR:..., is not for this process.
+func parseMarker() (stderr int, ok bool) {
+	value, marked := syscall.Getenv("_DAEMON_DETACH")
 	if !marked {
-		return false
+		return -1, false
 	}
-	role := ":launcher:" + strconv.Itoa(syscall.Getpid()) + ":"
-	for rest != "" && rest[0] != ':' {
-		rest = rest[1:]
+	_, value = cut(value)
+	role, value := cut(value)
+	pid, value := cut(value)
+	number, _ := cut(value)
+	stderr, err := strconv.Atoi(number)
+	return stderr, err == nil && role == "launcher" && pid == strconv.Itoa(syscall.Getpid())
+}
+
+// cut is strings.Cut at a colon: package strings imports too much.
+func cut(text string) (field, rest string) {
+	for i := range len(text) {
+		if text[i] == ':' {
+			return text[:i], text[i+1:]
+		}
 	}
-	return len(rest) >= len(role) && rest[:len(role)] == role
+	return text, ""
 }
 
 // End is for a launcher that catches SIGQUIT from now on.
@@ -44,6 +62,13 @@ func End() {
 	if wasDumpable {
 		SetDumpable(1)
 	}
+}
+
+// IsDumpable reports whether this process may leave a core, see SetDumpable. One
+// with more rights than its caller may not.
+func IsDumpable() bool {
+	dumpable, _, _ := syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_GET_DUMPABLE, 0, 0)
+	return dumpable == 1 // 2 cannot be set
 }
 
 // SetDumpable is PR_SET_DUMPABLE of prctl(2). At 0 there is no core: a limit
