@@ -27,6 +27,8 @@ func init() {
 	SetDumpable(0)
 	SetAction(syscall.SIGQUIT, DefaultAction)
 	if stderr > 2 && wasDumpable { // not in a setuid program, whose caller has set the marker
+		// A handler that runs in another thread has stopped this one by then.
+		_ = syscall.Nanosleep(&syscall.Timespec{Nsec: 1}, nil)
 		_ = syscall.Dup3(stderr, 2, 0)
 		_ = syscall.Close(stderr)
 	}
