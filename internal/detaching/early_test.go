@@ -274,6 +274,37 @@ func TestSignalAtAnyInstantEndsTheDetach(t *testing.T) {
 	}
 }
 
+// A Go program shows its goroutines from the start of its runtime on, before any
+// initializer.
+func TestNoInstantShowsTheLauncher(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"ready", "detach"} {
+		t.Run(verb, func(t *testing.T) {
+			l := testdaemon.NewLine(t)
+			usual := time.Duration(0)
+			for range testdaemon.Rounds(50) {
+				c := l.Shell(l.Command())
+				first := l.Process()
+				begun := time.Now()
+				first.Send(verb)
+				if usual > 0 {
+					time.Sleep(rand.N(usual))
+					unix.Kill(first.PID, unix.SIGQUIT)
+				}
+				for second := l.ProcessIfAny(first.PID); second != nil; second = l.ProcessIfAny(first.PID) {
+					usual = max(usual, time.Since(begun))
+					second.Leaves("exit 2") // as the first process does, if it was hit
+				}
+				mustEndOf(t, c, "SIGQUIT, exit 2")
+				if printed := c.Printed(); strings.Contains(printed, "runtime.main()") && !strings.Contains(printed, "main.main()") {
+					t.Fatalf("the launcher shows itself: %s", printed)
+				}
+				l.MustBeOver()
+			}
+		})
+	}
+}
+
 // holdUp returns once somebody reads the fifo, and waits to be released.
 func holdUp(t *testing.T, fifo string) (release func()) {
 	t.Helper()
