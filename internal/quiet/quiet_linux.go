@@ -1,12 +1,12 @@
-// Package quiet lets no instant of a launcher's life show its goroutines on the
-// terminal, or leave a core, if SIGQUIT (Ctrl-\) ends it.
+// Package quiet keeps a launcher that SIGQUIT (Ctrl-\) ends from showing its
+// goroutines on the terminal, or leaving a core, at any instant of its life.
 //
-// The Go runtime prints them from its own start on, and unblocks SIGQUIT in each
-// thread. So package daemon has put /dev/null in the place of descriptor 2, and init
-// takes that back. Go initializes a package once all its imports are. This one has
-// hardly any, so that init comes before the packages that import os, time or fmt:
-// what they say is seen, and however long they take. Package daemon would come
-// too late.
+// The Go runtime shows them from its own start on, and unblocks SIGQUIT in each
+// thread. So package daemon puts /dev/null in the place of descriptor 2 before it
+// executes the launcher, and init puts the caller's back, once SIGQUIT has its
+// default action. Go initializes a package once all its imports are. This one has
+// hardly any, so that init comes before all packages that import os, time or fmt:
+// their panics are seen. In package daemon it would come too late.
 package quiet
 
 import (
@@ -27,7 +27,7 @@ func init() {
 	SetDumpable(0)
 	SetAction(syscall.SIGQUIT, DefaultAction)
 	if stderr > 2 && wasDumpable { // not in a setuid program, whose caller has set the marker
-		// A handler that runs in another thread has stopped this one by then.
+		// A handler that already runs in another thread stops this one meanwhile.
 		_ = syscall.Nanosleep(&syscall.Timespec{Nsec: 1}, nil)
 		_ = syscall.Dup3(stderr, 2, 0)
 		_ = syscall.Close(stderr)
