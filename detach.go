@@ -155,8 +155,11 @@ func checkProgram(cure string) error {
 // C program's library (-buildmode=c-shared, c-archive) has no main goroutine.
 func mainFile() (file string, hasMain bool) {
 	buffer := make([]byte, 256<<10)
-	stacks := "\n\n" + string(buffer[:runtime.Stack(buffer, true)])
-	_, stack, hasMain := strings.Cut(stacks, "\n\ngoroutine 1 ")
+	stacks := string(buffer[:runtime.Stack(buffer, false)])
+	if !strings.HasPrefix(stacks, "goroutine 1 ") {
+		stacks = string(buffer[:runtime.Stack(buffer, true)]) // which stops the world
+	}
+	_, stack, hasMain := strings.Cut("\n\n"+stacks, "\n\ngoroutine 1 ")
 	stack, _, _ = strings.Cut(stack, "\n\n")
 	_, call, _ := strings.Cut(stack, "\nmain.main()\n\t")
 	file, _, _ = strings.Cut(call, "\n")

@@ -40,13 +40,12 @@ func parentOf(process int) int {
 // detached is the daemon's side of a detach.
 var detached struct {
 	isDaemon bool // this process is a launcher's daemon
+	mark
 
 	sync.Mutex
-	launcher int
-	pipe     checkedFD
-	null     checkedFD // /dev/null, which main may lose by a chroot
-	replaced int       // see replacedStandard
-	told     bool      // that this process is ready
+	pipe checkedFD
+	null checkedFD // /dev/null, which main may lose by a chroot
+	told bool      // that this process is ready
 }
 
 // begin makes this process the launcher's daemon, before main runs. It does
@@ -54,7 +53,7 @@ var detached struct {
 // closing all descriptors.
 func begin(m mark) {
 	d := &detached
-	d.isDaemon, d.launcher, d.replaced = true, m.launcher, m.replaced
+	d.isDaemon, d.mark = true, m
 	if unix.Getppid() != m.launcher {
 		return // it is gone, and the marker says nothing of this process
 	}

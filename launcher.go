@@ -25,8 +25,9 @@ const (
 func launch(m mark) {
 	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
-	// An ignored SIGCHLD would take the daemon's exit status away.
-	signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
+	if signal.Ignored(unix.SIGCHLD) { // which would take the daemon's exit status away
+		signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
+	}
 	signals := make(chan os.Signal, 16)
 	catch(signals, unix.SIGTERM, unix.SIGHUP)
 	child := startDaemon(m, w)
