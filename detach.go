@@ -200,25 +200,6 @@ func replace(how int) error {
 	return failed(operation+"execve", atStart.args[0], execute(path, m))
 }
 
-// fileLimit is how many descriptors the program may have, and its caller's limit,
-// after an execve that failed.
-var fileLimit struct{ own, callers unix.Rlimit }
-
-// execute is syscall.Exec, which sets the caller's RLIMIT_NOFILE again and forgets
-// it, even if it fails.
-func execute(path string, m mark) error {
-	var own unix.Rlimit
-	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &own)
-	if own == fileLimit.own {
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
-	}
-	err := syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), m.String()))
-	fileLimit.own = own
-	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
-	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &own)
-	return err
-}
-
 // program returns a path that executes this very program, even if its file has
 // been replaced or removed since.
 func program() (path string, err error) {
@@ -275,4 +256,23 @@ func replacedStandard() (bits int) {
 		}
 	}
 	return bits
+}
+
+// fileLimit is how many descriptors the program may have, and its caller's limit,
+// after an execve that failed.
+var fileLimit struct{ own, callers unix.Rlimit }
+
+// execute is syscall.Exec, which sets the caller's RLIMIT_NOFILE again and forgets
+// it, even if it fails.
+func execute(path string, m mark) error {
+	var own unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &own)
+	if own == fileLimit.own {
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
+	}
+	err := syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), m.String()))
+	fileLimit.own = own
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
+	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &own)
+	return err
 }
