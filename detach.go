@@ -193,10 +193,10 @@ func replace(how int) error {
 	defer goBack()
 	defer prepareExec()()
 	name := cmp.Or(nameOfProcess(pid()), filepath.Base(atStart.args[0]))
-	m := mark{packagePath(), launcherRole, pid(), -1, how, replacedStandard(), name}
+	replaced := replacedStandard()
 	fd, unmute := muteStderr()
 	defer unmute()
-	m.fd = fd
+	m := mark{packagePath(), launcherRole, pid(), fd, how, replaced, name}
 	return failed(operation+"execve", atStart.args[0], execute(path, m))
 }
 
