@@ -79,7 +79,7 @@ func keepStart() {
 	s.env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
 	s.supervisor = Detect()
 	s.executedPID = os.Getenv("SYSTEMD_EXEC_PID")
-	s.directory, _ = unix.Getwd()
+	s.directory = workingDirectory()
 	s.directoryID, _ = identifyPath(".")
 	s.path = executedPath()
 	s.program, _ = identifyPath(s.path)
@@ -223,8 +223,7 @@ func returnToStart() (goBack func(), err error) {
 	// A directory that may not be searched (`cd /root; runuser -u USER d`) has no
 	// identity, but a path.
 	now, err := identifyPath(".")
-	path, _ := unix.Getwd()
-	if now == atStart.directoryID && (err == nil || path == atStart.directory) {
+	if now == atStart.directoryID && (err == nil || workingDirectory() == atStart.directory) {
 		return func() {}, nil
 	}
 	here, err := unix.Open(".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -48,6 +48,11 @@ func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
 // dieOf returns: the launcher exits with 128+n.
 func dieOf(unix.Signal) {}
 
+func workingDirectory() string {
+	directory, _ := unix.Getwd()
+	return directory
+}
+
 func openSocket() (fd int, err error) {
 	syscall.ForkLock.RLock() // nothing inherits it before it is close-on-exec
 	defer syscall.ForkLock.RUnlock()
