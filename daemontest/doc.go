@@ -54,10 +54,11 @@
 //		}())
 //	}
 //
-// go test does not see what that go build reads. To it, a test depends on the
-// directory in which it has started a command: when a file there changes, the test
-// runs again. A daemon of several packages needs go test -count=1, or the result of
-// an older program may be reported as ok (cached).
+// go test does not know what that go build reads. It runs the tests again when a
+// file has changed in the directory in which they start the command. A daemon of
+// several packages needs go test -count=1, or the result of an older program may
+// be reported as ok (cached). go test -race finds the data races of the test; for
+// those of the daemon give -race to that go build, too.
 //
 // Then a test is a few lines:
 //
@@ -81,12 +82,12 @@
 //
 // A command needs a process between the test and itself: init and a shell are in
 // other sessions than the test is, and adopt what the command leaves behind. That
-// process is the test binary, started once more: what imports daemontest can
-// become it during initialization, before main and TestMain. The command's
-// process, too, is the test binary at first. It sets LISTEN_PID and its like to
-// its own pid, and has no signal ignored or blocked, whatever the test has
-// inherited (nohup, for one). Initializers of the test binary's packages may run
-// there too, so they should do no work.
+// process is the test binary, started once more: package daemontest takes over
+// during initialization there, before main and TestMain. The command's process,
+// too, is the test binary at first. It sets LISTEN_PID and its like to its own
+// pid, and has no signal ignored or blocked, whatever the test has inherited
+// (from nohup, for one). Initializers of the test binary's packages may run in
+// both processes, so they should do no work.
 //
 // The package works on Linux, with /proc mounted, and is empty elsewhere: a file
 // of tests that use it is called …_linux_test.go.

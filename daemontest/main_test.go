@@ -221,6 +221,14 @@ func short(t testing.TB) context.Context {
 	return ctx
 }
 
+// patient is a context for a wait that fails after the command has done something,
+// which takes time on a busy machine.
+func patient(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // quick makes processes that do not end by themselves be killed soon.
 func quick(t *testing.T) {
 	before := grace

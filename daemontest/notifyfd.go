@@ -39,8 +39,7 @@ type Supervised struct {
 	write   *os.File   // its other end
 	line    transcript // what has come through the pipe
 	began   time.Time
-	started int         // the pid, as the parent reports it
-	printed *transcript // for a failure, if the caller does not want it
+	started int // the pid, as the parent reports it
 }
 
 // NotifyFD starts cmd as s6, dinit, finit or OpenRC (notify=fd:N) does, with a
@@ -72,7 +71,7 @@ func NotifyFD(t TB, cmd *exec.Cmd) *Supervised {
 
 func notifyFD(ctx context.Context, t TB, cmd *exec.Cmd) *Supervised {
 	t.Helper()
-	s := &Supervised{path: cmd.Path, fd: 3 + len(cmd.ExtraFiles), printed: new(transcript)}
+	s := &Supervised{path: cmd.Path, fd: 3 + len(cmd.ExtraFiles)}
 	s.parent = newParent(t, s.reported)
 	if err := s.start(t, cmd); err != nil {
 		t.Fatalf("daemontest: command under NOTIFY_FD: %v", err)
@@ -99,12 +98,7 @@ func (s *Supervised) start(t TB, cmd *exec.Cmd) error {
 	s.write = w
 	defer w.Close() // if it has not been started
 	c := *cmd
-	if c.Stdout == nil {
-		c.Stdout = s.printed
-	}
-	if c.Stderr == nil {
-		c.Stderr = s.printed
-	}
+	s.parent.capture(&c)
 	c.ExtraFiles = append(slices.Clone(cmd.ExtraFiles), w)
 	do := task{
 		Role: asDescriptor,
@@ -168,13 +162,13 @@ func (s *Supervised) wrong(err error) string {
 	case s.Ready == "" && (err == errEnded || err == errOpen):
 		return s.instead()
 	case s.Ready == "":
-		return fmt.Sprintf("has written nothing to descriptor %d%s%s", s.fd, because(err), s.history())
+		return fmt.Sprintf("has written nothing to descriptor %d%s%s", s.fd, because(err), s.lastHistory())
 	case !strings.HasSuffix(s.Ready, "\n"):
 		return fmt.Sprintf("has written %q to descriptor %d, which does not end with a newline", s.Ready, s.fd)
 	case len(s.Ready) > maxLine:
 		return fmt.Sprintf("has written %q to descriptor %d, of which finit reads %d bytes", s.Ready, s.fd, maxLine)
 	case err != errEnded:
-		return fmt.Sprintf("has written %q and not closed descriptor %d%s%s", s.Ready, s.fd, because(err), s.history())
+		return fmt.Sprintf("has written %q and not closed descriptor %d%s%s", s.Ready, s.fd, because(err), s.lastHistory())
 	case s.parent.cancelled.Load(): // that has closed it
 		return fmt.Sprintf("has written %q and not closed descriptor %d", s.Ready, s.fd)
 	}
@@ -199,6 +193,6 @@ func (s *Supervised) fail(what string) *Supervised {
 		what += ", its context having ended"
 	}
 	s.parent.end() // before printed is complete
-	s.parent.t.Fatalf("daemontest: command %s under NOTIFY_FD %s; %s", s.path, what, lastWords(s.printed.all()))
+	s.parent.t.Fatalf("daemontest: command %s under NOTIFY_FD %s%s", s.path, what, s.parent.words())
 	return nil
 }

@@ -62,15 +62,18 @@ func TestLineThatDoesNotCome(t *testing.T) {
 		{"closed", "exec 3>&-; exec sleep 60", []string{"has closed descriptor 3, and written nothing"}},
 		{"no newline", "printf READY=1 >&3; exec 3>&-; exec sleep 60", []string{`has written "READY=1" to descriptor 3`, "does not end with a newline"}},
 		{"long", "echo READY=1 and what else there is to say >&3; exec 3>&-; exec sleep 60", []string{"finit reads 31 bytes"}},
-		{"open", "echo READY=1 >&3; exec sleep 60", []string{`has written "READY=1\n" and not closed descriptor 3: context deadline`, "in state S"}},
+		{"open", "echo READY=1 >&3; exec sleep 60", []string{`has written "READY=1\n" and not closed descriptor 3: context deadline`, "in state "}},
 		{"left open", "echo READY=1 >&3; sleep 60 & exit 0", []string{`has written "READY=1\n" and not closed descriptor 3: the process has ended`, "exited with status 0"}},
-		{"nothing", "exec sleep 60", []string{"has written nothing to descriptor 3: context deadline", "in state S", "printed nothing"}},
+		{"nothing", "exec sleep 60", []string{"has written nothing to descriptor 3: context deadline", " when the test ended it; it printed nothing"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			ctx := short(t)
-			if test.name != "open" && test.name != "nothing" {
-				ctx = t.Context()
+			ctx := t.Context()
+			switch test.name {
+			case "open":
+				ctx = patient(t)
+			case "nothing":
+				ctx = short(t)
 			}
 			f := failing(t, func(ft TB) { notifyFD(ctx, ft, shell(test.script)) }, test.words...)
 			if len(f.left) > 0 {
@@ -91,6 +94,19 @@ func TestLineThatDoesNotCome(t *testing.T) {
 		defer cancel()
 		notifyFD(ctx, ft, exec.Command("sleep", "60"))
 	}, "has written nothing to descriptor 3 within 30s")
+	failing(t, func(ft TB) {
+		s := NotifyFD(ft, shell("echo a word; echo READY=1 >&3; exec 3>&-; exec sleep 60"))
+		eventually(t, "it has printed all", func() bool { return len(s.parent.printed.all()) > 0 })
+		s.Wait(short(t))
+	}, " of /bin/sh has not ended: context deadline", `it printed "a word\n"`)
+	f := failing(t, func(ft TB) {
+		cmd := shell("echo a word; exit 3")
+		cmd.Stdout, cmd.Stderr = io.Discard, io.Discard
+		NotifyFD(ft, cmd)
+	})
+	if strings.Contains(f.failure, "printed") {
+		t.Errorf("what the test has taken is not known: %s", f.failure)
+	}
 }
 
 // A cancelWriter is called when something is written to it.

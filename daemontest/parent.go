@@ -7,6 +7,7 @@ import (
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -26,8 +27,10 @@ var grace = 5 * time.Second
 // parent_process.go is what runs there.
 type parent struct {
 	t         TB
-	cmd       *exec.Cmd // the parent process
-	orders    *os.File  // once it is closed, the parent ends everything
+	path      string      // of the test's command
+	printed   *transcript // by the command; nil: the test has its output
+	cmd       *exec.Cmd   // the parent process
+	orders    *os.File    // once it is closed, the parent ends everything
 	send      *gob.Encoder
 	reports   record[report]
 	heard     func(*report)
@@ -100,6 +103,7 @@ type report struct {
 	Again    bool               // hasEnded, of the command: it is to be started again
 
 	Old int    // hasStarted, hasNotStarted: the command's pid before, 0 at first
+	At  int64  // hasStarted: when, in nanoseconds of CLOCK_MONOTONIC
 	Err string // hasNotStarted, hasFailed
 }
 
@@ -122,11 +126,33 @@ func newParent(t TB, heard func(*report)) *parent {
 	return &parent{t: t, heard: heard}
 }
 
+// capture takes the output that nobody takes, for a failure.
+func (p *parent) capture(cmd *exec.Cmd) {
+	for _, stream := range []*io.Writer{&cmd.Stdout, &cmd.Stderr} {
+		if *stream != nil {
+			continue
+		}
+		if p.printed == nil {
+			p.printed = new(transcript)
+		}
+		*stream = p.printed
+	}
+}
+
+// words quotes what the command has printed, for a failure.
+func (p *parent) words() string {
+	if p.printed == nil {
+		return ""
+	}
+	return "; " + lastWords(p.printed.all())
+}
+
 // run has the parent start cmd in the role that do names, and returns when it
 // runs, with its pid. The environment is that of cmd, without supervisor and
 // with what do adds to it. A shell's third file is its terminal, systemd's a
 // socket. Everything is ended when the test ends.
 func (p *parent) run(cmd *exec.Cmd, do task, third *os.File) (pid int, err error) {
+	p.path = cmd.Path
 	os.ReadDir(".") // go test keeps no old result when a file there changes, such as the program's
 	if attr := cmd.SysProcAttr; attr != nil {
 		if attr.Chroot != "" {
@@ -358,8 +384,11 @@ func (p *Process) Wait(ctx context.Context) syscall.WaitStatus {
 func (p *Process) wait(ctx context.Context) report {
 	p.parent.t.Helper()
 	last, err := p.end(ctx)
-	if err != nil {
-		p.parent.t.Fatalf("daemontest: process %d has not ended%s%s", p.PID, because(err), p.history())
+	switch {
+	case p.PID == 0:
+		p.parent.t.Fatalf("daemontest: %s has left no process behind, so there is none to wait for", p.parent.path)
+	case err != nil:
+		p.parent.t.Fatalf("daemontest: process %d of %s has not ended%s%s%s", p.PID, p.parent.path, because(err), p.history(), p.parent.words())
 	}
 	return last
 }
@@ -373,7 +402,25 @@ func (p *Process) end(ctx context.Context) (report, error) {
 }
 
 // history is what the process did until now, for messages.
-func (p *Process) history() (text string) {
+func (p *Process) history() string {
+	text := p.past()
+	if now, err := readProcess(p.PID); err == nil {
+		text += "; it is in state " + now.state
+	}
+	return text
+}
+
+// lastHistory is history for a failure that ends the process. What that makes it
+// print is in the message, too.
+func (p *Process) lastHistory() string {
+	text := p.past()
+	if now, err := readProcess(p.PID); err == nil {
+		text += "; it was in state " + now.state + " when the test ended it"
+	}
+	return text
+}
+
+func (p *Process) past() (text string) {
 	for _, r := range p.parent.reports.all() {
 		if r.PID != p.PID || r.Event != hasStopped && r.Event != hasEnded {
 			continue
@@ -382,9 +429,6 @@ func (p *Process) history() (text string) {
 		if r.Answered {
 			text += " and was continued"
 		}
-	}
-	if now, err := readProcess(p.PID); err == nil {
-		text += "; it is in state " + now.state
 	}
 	return text
 }

@@ -92,7 +92,7 @@ func (f *family) start(old int) bool {
 		f.report(report{Event: hasNotStarted, Old: old, Err: err.Error()})
 		return false
 	}
-	f.report(report{Event: hasStarted, Old: old, PID: f.command})
+	f.report(report{Event: hasStarted, Old: old, PID: f.command, At: monotonic() - time.Since(f.started).Nanoseconds()})
 	return true
 }
 

@@ -50,15 +50,18 @@ func NotifyAccessAll() Option {
 }
 
 // Pass passes files to the service, as a socket unit does: LISTEN_FDS,
-// LISTEN_PID and LISTEN_FDNAMES are set, and name is FileDescriptorName=. Files
-// of several Pass follow one another, in order. The service gets duplicates,
-// also when it is started again: the test may close its own.
+// LISTEN_PID and LISTEN_FDNAMES are set, and name is FileDescriptorName=. The
+// files of several Pass options follow one another, in order. The service gets
+// duplicates, also when it is started again: the test may close its own.
 func Pass(name string, files ...*os.File) Option {
 	return Option{func(s *service) error {
 		if name == "" || !validName(name) {
-			return fmt.Errorf("Pass(%q): not a name: systemd.socket(5), FileDescriptorName=", name)
+			return fmt.Errorf("Pass(%q): the name must be 1 to 255 printable ASCII characters without ':', see FileDescriptorName= in systemd.socket(5)", name)
 		}
-		for _, file := range files {
+		for i, file := range files {
+			if file == nil {
+				return fmt.Errorf("Pass(%q): file %d is nil", name, i)
+			}
 			f, err := storeAs(name, file, false)
 			if err != nil {
 				return fmt.Errorf("Pass(%q): %w", name, err)
@@ -108,8 +111,8 @@ type Unit struct {
 // cmd is not started itself but describes the service: its fields mean what
 // they mean to [os/exec], StdoutPipe works, and so does the context of
 // [exec.CommandContext], whose end ends the service; but cmd.Process stays nil.
-// ExtraFiles and SysProcAttr.Chroot are errors. Who reads from the service sees
-// the end of file when the test ends, not when the service does.
+// ExtraFiles and SysProcAttr.Chroot are errors. A reader of the service's output
+// sees the end of file when the test ends, not when the service does.
 //
 // A service that runs when the test ends is ended: by SIGTERM, five seconds
 // later by SIGKILL.
@@ -123,9 +126,9 @@ func Service(t TB, cmd *exec.Cmd, options ...Option) *Unit {
 	return u
 }
 
-// StartService is Service for a test that has something to do before the
-// service is ready, or expects that it never is. It returns when the command
-// has been started.
+// StartService does what Service does, but returns when the command has been
+// started: for a test that has something to do before the service is ready, or
+// expects that it never is.
 func StartService(t TB, cmd *exec.Cmd, options ...Option) *Unit {
 	t.Helper()
 	s := &service{t: t, path: cmd.Path, env: unsupervised(cmd.Environ()), token: "\x00" + rand.Text() + "\x00", started: make(chan struct{})}
@@ -162,6 +165,7 @@ type service struct {
 	pid     int           // started
 	main    int           // 0: not started yet
 	over    bool
+	began   time.Time // the start
 	beat    time.Time // the last, or the start
 	timeout time.Duration
 	stored  []stored
@@ -257,12 +261,12 @@ func (s *service) close() {
 func (s *service) reported(r *report) {
 	switch {
 	case r != nil && r.Event == hasStarted:
-		s.hasStarted(r.PID)
+		s.hasStarted(r.PID, r.At)
 	case r == nil:
-		s.hasStarted(0)
+		s.hasStarted(0, 0)
 		s.printed.end(errEnded)
 	case r.Event == hasNotStarted:
-		s.hasStarted(0)
+		s.hasStarted(0, 0)
 	case r.Event == hasEnded:
 		s.hasExited(*r)
 	}
@@ -282,12 +286,15 @@ func (s *service) hasExited(r report) {
 	say(s.systemd.address, s.token+strconv.Itoa(number))
 }
 
-// hasStarted says what the main process is, or, by 0, that there is none.
-func (s *service) hasStarted(pid int) {
+// hasStarted says what the main process is, and when by monotonic it has been
+// started; or, by 0, that there is none.
+func (s *service) hasStarted(pid int, at int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if pid != 0 {
-		s.pid, s.main, s.over, s.beat = pid, pid, false, time.Now()
+		now := time.Now()
+		s.pid, s.main, s.over, s.beat = pid, pid, false, now
+		s.began = now.Add(-time.Duration(monotonic() - at))
 	}
 	select {
 	case <-s.started:
@@ -399,7 +406,7 @@ func (s *service) fail(what, received string) {
 	over := s.over
 	s.mu.Unlock()
 	if !over {
-		what += now.history()
+		what += now.lastHistory()
 	}
 	if s.parent.cancelled.Load() {
 		what += ", the command's context having ended"
@@ -548,7 +555,7 @@ func (u *Unit) Stop(ctx context.Context) Stopped {
 func (u *Unit) stop(ctx context.Context) Stopped {
 	u.service.t.Helper()
 	if last, ok := u.ended(); ok {
-		u.service.fail("stop: the process had "+last.ending(), u.Systemd.received())
+		u.service.fail("nothing to stop: the process "+last.ending(), u.Systemd.received())
 		return Stopped{}
 	}
 	sent := time.Now()
@@ -575,9 +582,8 @@ func (u *Unit) stopping() *Notification {
 
 // Restart stops the service, unless it has ended already, starts it again, with
 // the files that it has stored, and returns the new start once that has said
-// READY=1. After a crash that is Restart=on-failure; for one send the service a
-// SIGKILL. The socket, the streams and the files that were passed are those of
-// before.
+// READY=1. The socket, the streams and the files that were passed are those of
+// before. To test Restart=on-failure, call Signal with SIGKILL and Wait first.
 //
 // It fails the test as Service and Stop do. Only the last start of a service can
 // be restarted.
@@ -625,9 +631,9 @@ func (s *service) startAgain(ctx context.Context, start int) (*Unit, error) {
 
 // MissedBeat waits until the service has sent no WATCHDOG=1 for as long as
 // WatchdogSec says, then kills the main process by SIGABRT, as systemd does, and
-// returns how it ended. It fails the test if beats go on until ctx ends, or
-// until Timeout has passed and ctx has no deadline, and if the service ends by
-// itself.
+// returns how it ended: a Go program prints its goroutines and exits with status
+// 2. It fails the test if beats go on until ctx ends, or until Timeout has
+// passed and ctx has no deadline, and if the service ends by itself.
 func (u *Unit) MissedBeat(ctx context.Context) syscall.WaitStatus {
 	u.service.t.Helper()
 	ctx, cancel := bounded(ctx)

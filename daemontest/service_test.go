@@ -231,8 +231,9 @@ func TestServiceThatIsNotReady(t *testing.T) {
 		{"left behind", func(ft TB) { Service(ft, shell("sleep 60 & exit 0")) }, []string{"exited with status 0 after", ", and left process ", " behind"}},
 		{"by a child", func(ft TB) {
 			u := StartService(ft, byChild())
+			u.Systemd.Next(t.Context())
 			u.Systemd.Wait(short(t), "READY=1")
-		}, []string{"no READY=1: context deadline", "in state S", "is not the main process", "NotifyAccess=all"}},
+		}, []string{"no READY=1: context deadline exceeded (a notification was ignored by systemd: pid ", "is not the main process", "NotifyAccess=all", " when the test ended it; it printed"}},
 		{"beats", func(ft TB) {
 			steps := slices.Repeat([]string{"say WATCHDOG=1"}, 54)
 			u := StartService(ft, serviceProgram(t, append(steps, "say STATUS=x", "sleep")...))
@@ -252,7 +253,8 @@ func TestServiceThatIsNotReady(t *testing.T) {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: "/tmp"}
 			Service(ft, cmd)
 		}, []string{"Chroot"}},
-		{"bad name", func(ft TB) { Service(ft, shell("exit 0"), Pass("a:b")) }, []string{`Pass("a:b")`}},
+		{"bad name", func(ft TB) { Service(ft, shell("exit 0"), Pass("a:b")) }, []string{`Pass("a:b")`, "printable ASCII characters without ':'"}},
+		{"no file", func(ft TB) { Service(ft, shell("exit 0"), Pass("a", os.Stdin, nil)) }, []string{`Pass("a"): file 1 is nil`}},
 		{"bad watchdog", func(ft TB) { Service(ft, shell("exit 0"), WatchdogSec(0)) }, []string{"WatchdogSec(0s)"}},
 		{"closed file", func(ft TB) {
 			file, err := os.Open("/dev/null")
@@ -320,6 +322,23 @@ func TestServiceIsReloaded(t *testing.T) {
 	}, "no RELOADING=1 with MONOTONIC_USEC after SIGHUP: the process was killed by SIGHUP")
 }
 
+func TestFailureTellsTheTimesFromTheStart(t *testing.T) {
+	u := StartService(t, shell("date +%s%N; exit 1"))
+	u.Wait(t.Context())
+	last, _ := u.ended()
+	nsec, err := strconv.ParseInt(strings.TrimSpace(u.Output()), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if printed, end := time.Unix(0, nsec), u.Systemd.since().Add(last.After); end.Before(printed) {
+		t.Errorf("ended %v before it printed the time", printed.Sub(end))
+	}
+	failing(t, func(ft TB) {
+		u := Service(ft, serviceProgram(t, "say READY=1", "sleep")).Restart(t.Context())
+		u.Systemd.Wait(short(t), "STATUS=b")
+	}, "\n\tbefore this start: \"READY=1\" from pid ", "\n\tafter ")
+}
+
 func TestServiceIsStopped(t *testing.T) {
 	cmd := shell(fmt.Sprintf(`trap '%s=service "$0" "say STOPPING=1"; exit 3' TERM
 		%s=service "$0" "say READY=1"; while :; do sleep 0.01; done`, testProgram, testProgram))
@@ -337,7 +356,7 @@ func TestServiceIsStopped(t *testing.T) {
 		u := Service(ft, serviceProgram(t, "say READY=1", "exit 3"))
 		u.Wait(t.Context())
 		u.Stop(t.Context())
-	}, "stop: the process had exited with status 3")
+	}, "nothing to stop: the process exited with status 3 after ")
 	quick(t)
 	failing(t, func(ft TB) {
 		Service(ft, shell(fmt.Sprintf(`trap '' TERM; %s=service "%s" "say READY=1"; while :; do sleep 0.01; done`,
@@ -436,7 +455,7 @@ func TestServiceThatIsNotRestarted(t *testing.T) {
 	}
 	failing(t, func(ft TB) { Service(ft, cmd("echo a word; exit 3")).Restart(t.Context()) },
 		"no READY=1: the process exited with status 3", "a word")
-	failing(t, func(ft TB) { Service(ft, cmd("exec sleep 60")).Restart(short(t)) }, "no READY=1: context deadline")
+	failing(t, func(ft TB) { Service(ft, cmd("exec sleep 60")).Restart(patient(t)) }, "no READY=1: context deadline")
 	failing(t, func(ft TB) {
 		u := Service(ft, cmd("true"))
 		u.Restart(t.Context())

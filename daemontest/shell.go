@@ -85,8 +85,10 @@ type Session struct {
 	expected int           // how much of screen Expect has seen; guarded by its lock
 }
 
-// StartShell is Shell for a test that has something to do before the command
-// returns. It returns when the command has been started.
+// StartShell does what Shell does, but returns when the command has been started:
+// for a test that has something to do before the prompt is back. With a -f flag
+// a daemon returns only when it ends, and Ready does nothing. To know when it is
+// ready have it print a line after signal.Notify, and Expect that line.
 func StartShell(t TB, cmd *exec.Cmd) *Session {
 	t.Helper()
 	s := &Session{
@@ -211,7 +213,7 @@ func onTerminal(cmd *exec.Cmd, line *os.File) (*exec.Cmd, error) {
 
 // Type types text on the terminal. "\n" is the return key, "\x03" Ctrl-C,
 // "\x1a" Ctrl-Z and "\x1c" Ctrl-\, as long as the command has not changed what
-// they do. It does not wait until someone has acted upon it. It fails the test
+// they do. It does not wait until the command has read it. It fails the test
 // if there is no terminal any more.
 func (s *Session) Type(text string) {
 	s.parent.t.Helper()
@@ -283,8 +285,8 @@ func (s *Session) Stopped(ctx context.Context) syscall.Signal {
 	return last.Status.StopSignal()
 }
 
-// Foreground is the shell's fg: it gives the command the terminal and
-// continues it. The error is ESRCH if the command has ended.
+// Foreground does what the shell's fg does: it gives the command the terminal
+// and continues it. The error is ESRCH if the command has ended.
 func (s *Session) Foreground() error { return s.parent.ask(order{Do: toContinue}) }
 
 // Hangup closes the terminal, as when its window is closed or its line is
@@ -309,10 +311,10 @@ func (s *Session) Prompt(ctx context.Context) *Detached {
 		err = s.shown(ctx)
 	}
 	if err != nil {
-		history := s.history()
+		history := s.lastHistory()
 		s.close()
 		s.parent.end()
-		s.parent.t.Fatalf("daemontest: %s has not returned%s: it has not called Ready%s; %s", s.path, because(err), history, lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s has not returned%s: it has not called Ready, or stays in the foreground%s; %s", s.path, because(err), history, lastWords([]byte(s.Output())))
 		return nil
 	}
 	output, _, _ := bytes.Cut(s.screen.all(), s.prompt)

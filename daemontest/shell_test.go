@@ -80,7 +80,9 @@ func TestCommandThatLeavesNothing(t *testing.T) {
 			t.Errorf("%s: signal: %v", test.script, err)
 		}
 	}
-	failing(t, func(ft TB) { Shell(ft, shell("exit 0")).Wait(t.Context()) }, "no such process")
+	failing(t, func(ft TB) { Shell(ft, shell("exit 0")).Wait(t.Context()) }, "/bin/sh has left no process behind")
+	quick(t)
+	failing(t, func(ft TB) { StartShell(ft, shell("exec sleep 60")).Wait(short(t)) }, " of /bin/sh has not ended: context deadline")
 }
 
 func TestCommandFindsItselfInAShell(t *testing.T) {
@@ -341,7 +343,7 @@ func TestCommandThatDoesNotReturn(t *testing.T) {
 				pids = s.Processes()
 				s.Prompt(short(t))
 				t.Error("Fatalf has returned")
-			}, "/bin/sh has not returned", "deadline", "in state ", `"pid `)
+			}, "/bin/sh has not returned", "deadline", "it has not called Ready, or stays in the foreground", "in state ", `"pid `)
 			if len(f.left) > 0 {
 				t.Errorf("processes are left at the failure: %v", f.left)
 			}

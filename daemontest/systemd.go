@@ -27,33 +27,33 @@ const (
 
 // A Notification is a datagram that has arrived at the notify socket.
 type Notification struct {
-	// Assignments are what systemd reads in it, as Decode gives them: "READY=1",
-	// "STATUS=ready" and so on. There are none
-	// if systemd drops the whole datagram.
+	// Assignments are what systemd reads in it, as Decode returns them:
+	// "READY=1", "STATUS=ready" and so on. There are none if systemd drops the
+	// whole datagram.
 	Assignments []string
 
 	// Err says why systemd drops the datagram. It is nil if systemd does not.
 	Err error
 
-	// Raw is the datagram as it was sent, of one over 64 KiB the beginning.
+	// Raw is the datagram as it was sent, or the first 64 KiB of a longer one.
 	Raw []byte
 
 	// PID, UID and GID are the sender's, which the kernel vouches for
 	// (SCM_CREDENTIALS in unix(7)).
 	PID, UID, GID int
 
-	// Files are the descriptors that were passed with it. They are the
-	// caller's to use and to close; what is still open when the test ends is
-	// closed then. Those of a datagram that systemd drops are closed at once,
-	// as systemd does, and there are none here.
+	// Files are the descriptors that were passed with it. The test may use and
+	// close them; those still open when it ends are closed then. There are none
+	// if systemd drops the datagram: they are closed at once, as systemd does.
 	Files []*os.File
 
 	// Received is when it was taken from the socket.
 	Received time.Time
 }
 
-// Get returns the value of the assignment of key: of "STATUS=ready", "ready".
-// It reports whether there is one, which an empty value is too.
+// Get returns the value that is assigned to key, such as "ready" for STATUS if
+// there is "STATUS=ready", and reports whether there is an assignment. Its value
+// may be empty.
 func (n Notification) Get(key string) (value string, ok bool) {
 	for _, assignment := range n.Assignments {
 		if value, ok = strings.CutPrefix(assignment, key+"="); ok {
@@ -87,7 +87,7 @@ type Supervisor struct {
 	t        TB
 	address  string
 	socket   *os.File
-	since    time.Time // what times in failures are counted from
+	opened   time.Time
 	arrived  record[Notification]
 	read     chan struct{} // closed when the reading goroutine has ended
 	nextRead int           // of arrived; guarded by its lock
@@ -125,7 +125,7 @@ func Systemd(t TB) *Supervisor {
 
 // newSupervisor opens a notify socket for the length of the test.
 func newSupervisor(t TB, of *service) (*Supervisor, error) {
-	s := &Supervisor{t: t, since: time.Now(), read: make(chan struct{}), service: of}
+	s := &Supervisor{t: t, opened: time.Now(), read: make(chan struct{}), service: of}
 	if err := s.listen(); err != nil {
 		return nil, err
 	}
@@ -188,10 +188,21 @@ func (s *Supervisor) find(ctx context.Context, what string, match func(Notificat
 		return false
 	})
 	if err != nil {
-		s.fail("no " + what + because(err))
+		s.fail("no " + what + because(err) + s.ignored())
 		return Notification{}
 	}
 	return found
+}
+
+// ignored says why systemd drops the last of the notifications that it drops, if
+// there is one.
+func (s *Supervisor) ignored() (text string) {
+	for _, n := range s.arrived.all() {
+		if n.Err != nil {
+			text = fmt.Sprintf(" (a notification was %v)", n.Err)
+		}
+	}
+	return text
 }
 
 // fail fails the test, with all that has arrived.
@@ -205,10 +216,21 @@ func (s *Supervisor) fail(what string) {
 	s.t.Fatalf("daemontest: %s; %s", what, received)
 }
 
-// received lists what has arrived since the start of the test. A notification
-// that has come several times running is listed once.
+// since returns what times in failures are counted from: the service's last
+// start, as with the time of its end, or else when the socket was opened.
+func (s *Supervisor) since() time.Time {
+	if s.service == nil {
+		return s.opened
+	}
+	s.service.mu.Lock()
+	defer s.service.mu.Unlock()
+	return s.service.began
+}
+
+// received lists all that has arrived. A notification that has come several
+// times running is listed once.
 func (s *Supervisor) received() string {
-	all := s.arrived.all()
+	all, since := s.arrived.all(), s.since()
 	if len(all) == 0 {
 		return "received so far: nothing"
 	}
@@ -218,7 +240,11 @@ func (s *Supervisor) received() string {
 		for next < len(all) && all[next].String() == all[i].String() {
 			next++
 		}
-		text += fmt.Sprintf("\n\tafter %v: %v", rounded(all[i].Received.Sub(s.since)), all[i])
+		when := "before this start"
+		if after := all[i].Received.Sub(since); after >= 0 {
+			when = fmt.Sprintf("after %v", rounded(after))
+		}
+		text += fmt.Sprintf("\n\t%s: %v", when, all[i])
 		if next > i+1 {
 			text += fmt.Sprintf(" (×%d, the last %v ago)", next-i, rounded(time.Since(all[next-1].Received)))
 		}

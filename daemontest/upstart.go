@@ -21,8 +21,7 @@ type Job struct {
 	// Ready is the stop by which the job said that it is ready.
 	Ready Stop
 
-	path    string
-	printed *transcript // for a failure, if the caller does not want it
+	path string
 }
 
 // A Stop is that of a job's main process.
@@ -50,16 +49,17 @@ type Stop struct {
 //
 // It fails the test with what happened instead: the command can't be started,
 // the process ended or was stopped by another signal, or nothing happened
-// for the length of Timeout. A second stop is no failure, but it is never
-// answered, as init would not: Stops tells, and the test's log at its end.
+// for the length of Timeout. A second stop is no failure, but nobody continues
+// the process after it, as init would not. Stops returns it, and the test's log
+// names it at the end.
 //
 // cmd is not started itself but describes the job: its fields mean what they
 // mean to [os/exec], StdoutPipe works, and so does the context of
 // [exec.CommandContext], whose end ends the job; but cmd.Process stays nil.
-// SysProcAttr may name another user or, with Setpgid, no session of its own, but
-// no Chroot.
-// Init keeps the job's descriptors, for Respawn: who reads from the job sees
-// the end of file when the job has ended, and not when it closes its output.
+// SysProcAttr may name another user or, with Setpgid, ask for no session of its
+// own, but not for a Chroot. Init keeps the job's descriptors for Respawn: a
+// reader of the job's output sees the end of file when the job has ended, and not
+// when it closes its output.
 //
 // A job that runs when the test ends is ended, with all that came of it: by
 // SIGTERM and SIGCONT, five seconds later by SIGKILL. What a main process
@@ -73,15 +73,10 @@ func Upstart(t TB, cmd *exec.Cmd) *Job {
 
 func upstart(ctx context.Context, t TB, cmd *exec.Cmd) *Job {
 	t.Helper()
-	j := &Job{path: cmd.Path, printed: new(transcript)}
+	j := &Job{path: cmd.Path}
 	j.parent = newParent(t, nil)
 	c := *cmd
-	if c.Stdout == nil {
-		c.Stdout = j.printed
-	}
-	if c.Stderr == nil {
-		c.Stderr = j.printed
-	}
+	j.parent.capture(&c)
 	var err error
 	if j.PID, err = j.parent.run(&c, jobTask(cmd), nil); err != nil {
 		t.Fatalf("daemontest: upstart job: %v", err)
@@ -105,9 +100,9 @@ func (j *Job) Respawn(ctx context.Context) *Job {
 	defer cancel()
 	pid, err := j.parent.startAgain(ctx, order{PID: j.PID})
 	if err != nil {
-		return j.fail(fmt.Sprintf("has not been respawned%s%s", because(err), j.history()))
+		return j.fail(fmt.Sprintf("has not been respawned%s%s", because(err), j.lastHistory()))
 	}
-	again := &Job{Process: Process{PID: pid, parent: j.parent}, path: j.path, printed: j.printed}
+	again := &Job{Process: Process{PID: pid, parent: j.parent}, path: j.path}
 	return again.started(ctx)
 }
 
@@ -132,7 +127,7 @@ func (j *Job) fail(what string) *Job {
 		what += ", its context having ended"
 	}
 	j.parent.end() // before printed is complete
-	j.parent.t.Fatalf("daemontest: upstart job %s %s; %s", j.path, what, lastWords(j.printed.all()))
+	j.parent.t.Fatalf("daemontest: upstart job %s %s%s", j.path, what, j.parent.words())
 	return nil
 }
 
@@ -150,7 +145,7 @@ func jobTask(cmd *exec.Cmd) task {
 func (j *Job) instead(first report, err error) (what string) {
 	switch {
 	case err != nil:
-		what = fmt.Sprintf("has not stopped itself%s%s", because(err), j.history())
+		what = fmt.Sprintf("has not stopped itself%s%s%s", because(err), j.another(), j.lastHistory())
 	case first.Event == hasStopped:
 		what = fmt.Sprintf("%s after %v: `expect stop` is about SIGSTOP", describe(first.Status), rounded(first.After))
 	default:
@@ -160,6 +155,16 @@ func (j *Job) instead(first report, err error) (what string) {
 		what += fmt.Sprintf(", and left process %d behind: `expect stop` is about the process that was started", first.Left[0])
 	}
 	return what
+}
+
+// another says which process has stopped in the place of the main one.
+func (j *Job) another() string {
+	for _, pid := range descendants(j.PID) {
+		if p, err := readProcess(pid); err == nil && p.state == "T" {
+			return fmt.Sprintf(", but process %d below it has: `expect stop` is about the process that was started", pid)
+		}
+	}
+	return ""
 }
 
 // Stops returns all the stops of the main process so far, in order; the one in
@@ -175,8 +180,8 @@ func (j *Job) Stops() []Stop {
 	return stops
 }
 
-// Wait is Process.Wait; when it returns, all that the job has written to a
-// writer in cmd has arrived there, unless it has been respawned.
+// Wait does what Process.Wait does. When it returns, all that the job has written
+// to a writer in cmd has arrived there, unless the job has been respawned.
 func (j *Job) Wait(ctx context.Context) syscall.WaitStatus {
 	j.parent.t.Helper()
 	last := j.Process.wait(ctx)

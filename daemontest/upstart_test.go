@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -105,10 +106,23 @@ func TestJobThatDoesNotStop(t *testing.T) {
 		failing(t, func(t TB) { Upstart(t, cmd) }, "was stopped by SIGTSTP", "is about SIGSTOP", "a word")
 	})
 	t.Run("nothing", func(t *testing.T) {
-		f := failing(t, func(ft TB) { upstart(short(t), ft, shell("echo $$; sleep 60 & exec sleep 60")) }, "has not stopped itself", "deadline", "in state S", `\n`)
+		f := failing(t, func(ft TB) { upstart(patient(t), ft, shell("echo $$; sleep 60 & exec sleep 60")) }, "has not stopped itself", "deadline", "in state ", `\n`)
 		if len(f.left) > 0 {
 			t.Errorf("processes are left at the failure: %v", f.left)
 		}
+	})
+	t.Run("stop in its place", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			defer cancel()
+			eventually(t, "a process has stopped", func() bool {
+				return slices.ContainsFunc(descendants(os.Getpid()), func(pid int) bool {
+					p, err := readProcess(pid)
+					return err == nil && p.state == "T"
+				})
+			})
+		}()
+		failing(t, func(ft TB) { upstart(ctx, ft, shell("sh -c 'kill -STOP $$'; exit 7")) }, "has not stopped itself: context canceled, but process ", " below it has: `expect stop` is about the process that was started")
 	})
 	t.Run("context", func(t *testing.T) {
 		cmd := exec.CommandContext(short(t), "sleep", "60")
@@ -356,7 +370,7 @@ func TestJobThatIsNotRespawned(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
 				defer cancel()
-				j.printed.wait(t.Context(), func(text []byte) bool { return bytes.Contains(text, []byte("a word")) })
+				j.parent.printed.wait(t.Context(), func(text []byte) bool { return bytes.Contains(text, []byte("a word")) })
 				j.parent.find(t.Context(), func(r report) bool { return r.Old == j.PID && r.Event == hasStarted })
 			}()
 			j.Respawn(ctx)
