@@ -3,13 +3,13 @@
 package daemon
 
 import (
+	"cmp"
 	"errors"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -43,27 +43,25 @@ func init() {
 	keepStart()
 	keepPassed()
 	keepNotifyFD()
-	value := takeMarker()
-	if l, ok := parseLauncherMark(value); ok && l.pid == pid() {
-		setName(l.name) // for which an ordinary user must be dumpable
-		launch(l, quitSilently())
-	}
-	if d, ok := parseDaemonMark(value); ok && !startedByDaemonOf(d.launcher) {
-		begin(d)
+	switch m := takeMarker(); {
+	case m.role == launcherRole && m.launcher == pid():
+		launch(m)
+	case m.role == daemonRole && !startedByDaemon(m.launcher):
+		begin(m)
 	}
 }
 
 // atStart is how this process was started. The daemon is started alike.
 var atStart struct {
-	args, env   []string
-	supervisor  Supervisor
-	executedPID string // see executedPID
-	directory   string
-	directoryID identity
-	program     identity // of the file that the kernel executed
-	root        identity
-	standard    [3]identity // of descriptors 0, 1 and 2; zero if closed
-	ignored     [len(keptSignals)]bool
+	args, env     []string
+	supervisor    Supervisor
+	executedPID   string // see executedPID
+	directory     string
+	directoryID   identity
+	path          string // that the kernel executed
+	program, root identity
+	standard      [3]identity // of descriptors 0, 1 and 2; zero if closed
+	ignored       []unix.Signal
 }
 
 // keptSignals are those that a Go program leaves ignored if its caller ignored
@@ -83,54 +81,47 @@ func keepStart() {
 	s.executedPID = os.Getenv("SYSTEMD_EXEC_PID")
 	s.directory = workingDirectory()
 	s.directoryID, _ = identifyPath(".")
-	s.program, _ = identifyPath(executedPath())
+	s.path = executedPath()
+	s.program, _ = identifyPath(s.path)
 	s.root, _ = identifyPath("/")
 	for fd := range s.standard {
 		s.standard[fd] = identify(fd)
 	}
-	for i, sig := range keptSignals {
-		s.ignored[i] = isIgnored(sig)
+	for _, sig := range keptSignals {
+		if isIgnored(sig) {
+			s.ignored = append(s.ignored, sig)
+		}
 	}
 }
 
 const advice = "call daemon.Detach first in main"
 
-// detaching is held while the first process turns into the launcher.
-var detaching sync.Mutex
-
 // detach returns nil if this process is to stay as it is; otherwise it does not
 // return, or returns why it could not detach. how is implicit for Ready.
 func detach(how int) error {
+	refuse := func(why string) error { return failed("detach", atStart.args[0], errors.New(why)) }
 	switch {
 	case detached.isDaemon:
 		return nil
 	case atStart.supervisor != None: // it is there, and cannot be told
-		return failed("detach", atStart.args[0], errors.New("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that"))
+		return refuse("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
 	case detachedByCopy(): // the same answer before and after its launcher has gone
-		return failed("detach", atStart.args[0], errors.New("another copy of this package has detached the program: call Ready of that one only"))
+		return refuse("another copy of this package has detached the program: call Ready of that one only")
 	case staysInForeground():
 		return nil
+	case pid() == 1: // and Background
+		return refuse("PID 1 cannot leave, for everything would end with it: do not call daemon.Background")
+	case secure():
+		return refuse("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
+	case !sameRights():
+		return refuse("user, group or root directory have changed: " + advice)
+	case ground.Load() != back && parentHidden():
+		return refuse("the parent process cannot be seen (hidepid of proc(5)): call daemon.Foreground or daemon.Background")
 	}
-	if err := mayDetach(); err != nil {
+	if err := checkProgram("call daemon.Foreground"); err != nil {
 		return failed("detach", atStart.args[0], err)
 	}
-	detaching.Lock()
-	defer detaching.Unlock()
 	return replace(how)
-}
-
-func mayDetach() error {
-	switch {
-	case pid() == 1: // and Background
-		return errors.New("PID 1 cannot leave, for everything would end with it: do not call daemon.Background")
-	case secure():
-		return errors.New("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
-	case !sameRights():
-		return errors.New("user, group or root directory have changed: " + advice)
-	case ground.Load() != back && parentHidden():
-		return errors.New("the parent process cannot be seen (hidepid of proc(5)): call daemon.Foreground or daemon.Background")
-	}
-	return checkProgram("call daemon.Foreground")
 }
 
 // sameRights reports whether the program still has what it would need to
@@ -145,29 +136,38 @@ func sameRights() bool {
 // program that imports this package, and so must not be started again or stopped:
 // a test binary, or a program that has loaded a Go library.
 func checkProgram(cure string) error {
-	// The main goroutine's stack tells what no public name does: a test binary's
-	// main is generated, and a C program's library (-buildmode=c-shared,
-	// c-archive) has no main goroutine.
-	buffer := make([]byte, 256<<10)
-	stacks := "\n\n" + string(buffer[:runtime.Stack(buffer, true)])
-	_, stack, found := strings.Cut(stacks, "\n\ngoroutine 1 ")
-	stack, _, _ = strings.Cut(stack, "\n\n")
-	_, main, begun := strings.Cut(stack, "\nmain.main()\n\t")
-	file, _, _ := strings.Cut(main, "\n")
 	isTestFlag := func(arg string) bool { return strings.HasPrefix(arg, "-test.") }
+	main, hasMain := mainFile()
+	executed, loaded := programFiles()
 	switch {
-	case !found:
+	case !hasMain:
 		return errors.New("a library does not detach or stop the program that has loaded it: " + cure)
-	case strings.Contains(file, "_testmain.go:"), !begun && slices.ContainsFunc(atStart.args, isTestFlag):
+	case strings.Contains(main, "_testmain.go:"), main == "" && slices.ContainsFunc(atStart.args, isTestFlag):
 		return errors.New("a test binary does not detach or stop: use package daemontest, or set NOTIFY_SOCKET, or " + cure)
-	}
-	if executed, loaded := programFiles(); executed != "" && loaded != "" && executed != loaded {
+	case executed != "" && loaded != "" && executed != loaded:
 		return errors.New("the program that runs is " + executed + ", and this is " + loaded + ": start it by itself, or " + cure)
 	}
 	return nil
 }
 
-// replace executes the launcher in place of this program.
+// mainFile returns where the program's main is, if that has begun, from the stack
+// of the main goroutine: no public name tells that a test binary's is generated. A
+// C program's library (-buildmode=c-shared, c-archive) has no main goroutine.
+func mainFile() (file string, hasMain bool) {
+	buffer := make([]byte, 256<<10)
+	stacks := string(buffer[:runtime.Stack(buffer, false)])
+	if !strings.HasPrefix(stacks, "goroutine 1 ") {
+		stacks = string(buffer[:runtime.Stack(buffer, true)]) // which stops the world
+	}
+	_, stack, hasMain := strings.Cut("\n\n"+stacks, "\n\ngoroutine 1 ")
+	stack, _, _ = strings.Cut(stack, "\n\n")
+	_, call, _ := strings.Cut(stack, "\nmain.main()\n\t")
+	file, _, _ = strings.Cut(call, "\n")
+	return file, hasMain
+}
+
+// replace executes the launcher in place of this program. What it defers undoes
+// what it has done, if that fails.
 func replace(how int) error {
 	operation := "detach: "
 	if how == implicit {
@@ -185,41 +185,36 @@ func replace(how int) error {
 	if missing != "" {
 		return failed(operation+"pass on", missing, os.ErrClosed)
 	}
+	defer takeBack()
 	goBack, err := returnToStart()
 	if err != nil {
-		takeBack()
 		return failed(operation+"return to", atStart.directory, err)
 	}
-	restore := prepareExec()
-	m := launcherMark{pid(), how, replacedStandard(), commandName(pid())}
-	restoreLimit := lowerFileLimit()
-	err = syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), m.String()))
-	restoreLimit()
-	restore()
-	goBack()
-	takeBack()
-	return failed(operation+"execve", atStart.args[0], err)
+	defer goBack()
+	defer prepareExec()()
+	name := cmp.Or(nameOfProcess(pid()), filepath.Base(atStart.args[0]))
+	replaced := replacedStandard()
+	fd, unmute := muteStderr()
+	defer unmute()
+	m := mark{packagePath(), launcherRole, pid(), fd, how, replaced, name}
+	return failed(operation+"execve", atStart.args[0], execute(path, m))
 }
 
-// fileLimit is how many descriptors the program may have, and its caller's limit,
-// which syscall.Exec sets once, and then forgets even if it fails.
-var fileLimit struct{ own, callers unix.Rlimit }
-
-// lowerFileLimit sets the caller's limit again if an Exec that failed has
-// forgotten it. restore is for the next that fails.
-func lowerFileLimit() (restore func()) {
-	var own unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &own) != nil {
-		return func() {}
+// program returns a path that executes this very program, even if its file has
+// been replaced or removed since.
+func program() (path string, err error) {
+	if _, err := identifyPath(selfPath); err == nil {
+		return selfPath, nil
 	}
-	if own == fileLimit.own {
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
+	path = atStart.path
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(atStart.directory, path)
 	}
-	return func() {
-		fileLimit.own = own
-		_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &own)
+	id, err := identifyPath(path)
+	if err == nil && id != atStart.program {
+		err = unix.ESTALE // replaced by another
 	}
+	return path, err
 }
 
 // returnToStart changes to the directory at start-up, unless the program has not
@@ -249,75 +244,34 @@ func returnToStart() (goBack func(), err error) {
 	return goBack, err
 }
 
-// replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced.
-// The launcher and the daemon find them replaced when they start.
+// replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced,
+// by a log file perhaps. The launcher and the daemon find them replaced when they
+// start.
 func replacedStandard() (bits int) {
 	for fd, then := range atStart.standard {
-		if now := identify(fd); now != (identity{}) && now != then {
+		now := identify(fd)
+		if now != (identity{}) && (now != then || detached.replaced&(1<<fd) != 0) {
 			bits |= 1 << fd
 		}
 	}
 	return bits
 }
 
-// marker is the environment variable that makes a launcher, or a daemon, of the
-// process that it names. It is gone before main runs.
-const marker = "_DAEMON_DETACH"
+// fileLimit is how many descriptors the program may have, and its caller's limit,
+// after an execve that failed.
+var fileLimit struct{ own, callers unix.Rlimit }
 
-// formatMark makes the variable: the copy of this package that it is for, a role,
-// and what that needs. The name may hold anything.
-func formatMark(role, name string, numbers ...int) string {
-	m := marker + "=" + packagePath() + ":" + role
-	for _, n := range numbers {
-		m += ":" + strconv.Itoa(n)
+// execute is syscall.Exec, which sets the caller's RLIMIT_NOFILE again and forgets
+// it, even if it fails.
+func execute(path string, m mark) error {
+	var own unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &own)
+	if own == fileLimit.own {
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
 	}
-	return m + ":" + name
-}
-
-// parseMark reads what follows the package's path. ok is false if the marker is
-// for another role, or malformed.
-func parseMark(value, role string, numbers ...*int) (name string, ok bool) {
-	rest, ok := strings.CutPrefix(value, role+":")
-	for _, n := range numbers {
-		field, after, _ := strings.Cut(rest, ":")
-		number, err := strconv.Atoi(field)
-		*n, rest, ok = number, after, ok && err == nil
-	}
-	return rest, ok
-}
-
-// takeMarker removes the marker from the environment and returns what it says to
-// this copy of the package. What is for another copy stays for that one's init. A
-// setuid program takes no orders from its caller's environment.
-func takeMarker() string {
-	value, marked := os.LookupEnv(marker)
-	if !marked {
-		return ""
-	}
-	path, value, _ := strings.Cut(value, ":")
-	_, isLauncher := parseLauncherMark(value)
-	_, isDaemon := parseDaemonMark(value)
-	if path != packagePath() && (isLauncher || isDaemon) {
-		return ""
-	}
-	os.Unsetenv(marker)
-	if secure() || path != packagePath() {
-		return ""
-	}
-	return value
-}
-
-// packagePath tells one copy of this package in a program from another, such as
-// a fork of it or its next major version.
-func packagePath() string {
-	pc, _, _, _ := runtime.Caller(0)
-	return strings.TrimSuffix(runtime.FuncForPC(pc).Name(), ".packagePath")
-}
-
-// detachedByCopy reports whether another copy has made a daemon of this process.
-// The launcher has put the marker behind all other variables.
-func detachedByCopy() bool {
-	value, marked := strings.CutPrefix(lastVariable(), marker+"=")
-	path, rest, _ := strings.Cut(value, ":")
-	return marked && path != packagePath() && strings.HasPrefix(rest, "daemon:")
+	err := syscall.Exec(path, atStart.args, append(slices.Clip(atStart.env), m.String()))
+	fileLimit.own = own
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &fileLimit.callers)
+	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &own)
+	return err
 }

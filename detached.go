@@ -12,26 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// daemonMark makes a daemon of the child that the launcher starts.
-type daemonMark struct {
-	launcher int // its pid
-	pipe     int // the descriptor through which to tell the launcher
-	replaced int // see replacedStandard
-}
-
-func (m daemonMark) String() string {
-	return formatMark("daemon", "", m.launcher, m.pipe, m.replaced)
-}
-
-func parseDaemonMark(value string) (m daemonMark, ok bool) {
-	rest, ok := parseMark(value, "daemon", &m.launcher, &m.pipe, &m.replaced)
-	return m, ok && rest == ""
-}
-
-// startedByDaemonOf reports whether this process inherited a marker: an
+// startedByDaemon reports whether this process has only inherited the marker: an
 // initializer of another package in the daemon has started it. A daemon that has
 // lost its launcher has no launcher among its ancestors.
-func startedByDaemonOf(launcher int) bool {
+func startedByDaemon(launcher int) bool {
 	parent := unix.Getppid()
 	for ancestor := parent; ancestor > 1; ancestor = parentOf(ancestor) {
 		if ancestor == launcher {
@@ -44,7 +28,7 @@ func startedByDaemonOf(launcher int) bool {
 // parentOf reads proc_pid_stat(5), in which a name in parentheses may hold
 // anything.
 func parentOf(process int) int {
-	stat := readFile("/proc/" + strconv.Itoa(process) + "/stat")
+	stat := readProcess(process, "stat")
 	fields := strings.Fields(stat[strings.LastIndex(stat, ")")+1:])
 	if len(fields) < 2 {
 		return 0
@@ -56,31 +40,30 @@ func parentOf(process int) int {
 // detached is the daemon's side of a detach.
 var detached struct {
 	isDaemon bool // this process is a launcher's daemon
+	mark
 
 	sync.Mutex
-	launcher int
-	pipe     checkedFD
-	null     checkedFD // /dev/null, which main may lose by a chroot
-	replaced int       // see replacedStandard
-	told     bool      // that this process is ready
+	pipe checkedFD
+	null checkedFD // /dev/null, which main may lose by a chroot
+	told bool      // that this process is ready
 }
 
 // begin makes this process the launcher's daemon, before main runs. It does
 // without the runtime's poller, which would not survive a main that begins by
 // closing all descriptors.
-func begin(m daemonMark) {
+func begin(m mark) {
 	d := &detached
-	d.isDaemon, d.launcher, d.replaced = true, m.launcher, m.replaced
+	d.isDaemon, d.mark = true, m
 	if unix.Getppid() != m.launcher {
 		return // it is gone, and the marker says nothing of this process
 	}
-	if m.pipe > 2 {
-		d.pipe = inherit(m.pipe)
+	if m.fd > 2 {
+		d.pipe = inherit(m.fd)
 	}
 	if null, err := openNull(); err == nil { // if not now, then by Ready
 		d.null = checkedFD{null, identify(null)}
 	}
-	setName(commandName(m.launcher))
+	setName(m.name)
 	own := strconv.Itoa(m.launcher)
 	if os.Getenv("LISTEN_PID") == own {
 		os.Setenv("LISTEN_PID", strconv.Itoa(pid()))
@@ -162,10 +145,10 @@ func leaveTerminal() error {
 	if err := newSession(); err != nil {
 		return failed("detach: setsid", "process "+strconv.Itoa(pid()), err)
 	}
-	for fd, then := range atStart.standard {
-		now := identify(fd)
-		if now != (identity{}) && (now != then || detached.replaced&(1<<fd) != 0) {
-			continue // a log file, perhaps
+	replaced := replacedStandard()
+	for fd := range atStart.standard {
+		if replaced&(1<<fd) != 0 {
+			continue
 		}
 		if err := duplicateTo(null, fd); err != nil {
 			return failed("detach: open /dev/null as", "descriptor "+strconv.Itoa(fd), err)
@@ -177,34 +160,20 @@ func leaveTerminal() error {
 // newSession makes this process the leader of a session, unless it is one: main
 // has called setsid(2), or a Ready that failed after that.
 func newSession() error {
-	if session, err := unix.Getsid(0); err == nil && session == pid() {
+	_, err := unix.Setsid()
+	if session, _ := unix.Getsid(0); err == nil || session == pid() {
 		return nil
 	}
-	// The leader of a process group cannot have a session: it joins the launcher's.
-	if group, err := unix.Getpgid(0); err == nil && group == pid() {
-		group, err := launchersGroup()
-		if err != nil {
-			return err
-		}
-		_ = unix.Setpgid(0, group)
+	// The leader of a process group cannot have a session. It joins the launcher's,
+	// once that leads one: a group of a parent PID namespace has no number here.
+	if err := say(wordGroup); err != nil {
+		return err
 	}
-	_, err := unix.Setsid()
-	return err
-}
-
-// launchersGroup returns the launcher's process group. One that belongs to a
-// parent PID namespace has no number here, and cannot be joined: the launcher is
-// asked to lead a group of its own.
-func launchersGroup() (group int, err error) {
-	if group, err = unix.Getpgid(detached.launcher); group != 0 || err != nil {
-		return group, err
-	}
-	err = say(wordGroup)
-	for begin := time.Now(); err == nil && group == 0 && time.Since(begin) < brief; {
+	for begin := time.Now(); unix.Setpgid(0, detached.launcher) != nil && time.Since(begin) < brief; {
 		time.Sleep(time.Millisecond)
-		group, err = unix.Getpgid(detached.launcher)
 	}
-	return group, err
+	_, err = unix.Setsid()
+	return err
 }
 
 // openNull opens /dev/null, and not as 0, 1 or 2.

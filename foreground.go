@@ -53,7 +53,7 @@ func staysInForeground() bool {
 }
 
 func isHeld() bool {
-	if pid() == 1 || inSessionOfPID1() || executedBySystemd() || startedBySupervisor(unix.Getppid()) {
+	if pid() == 1 || inSessionOfPID1() || namesPID(executedPID()) || startedBySupervisor(unix.Getppid()) {
 		return true
 	}
 	parent := unix.Getppid()                             // start-stop-daemon may have gone meanwhile
@@ -64,8 +64,7 @@ func isHeld() bool {
 // (hidepid=): that may be a supervisor.
 func parentHidden() bool {
 	parent := unix.Getppid()
-	return parent > 1 && readFile("/proc/self/comm") != "" &&
-		readFile("/proc/"+strconv.Itoa(parent)+"/comm") == "" && unix.Getppid() == parent
+	return parent > 1 && nameOfProcess(pid()) != "" && nameOfProcess(parent) == "" && unix.Getppid() == parent
 }
 
 // inSessionOfPID1 reports whether this is a container whose entry point is a
@@ -74,7 +73,7 @@ func parentHidden() bool {
 func inSessionOfPID1() bool {
 	own, err := unix.Getsid(0)
 	first, err1 := unix.Getsid(1)
-	return err == nil && err1 == nil && own == first && readFile("/proc/1/comm") != "systemd\n"
+	return err == nil && err1 == nil && own == first && nameOfProcess(1) != "systemd"
 }
 
 // startedByPID1 tells a child of PID 1 from an orphan that it inherited, such as
@@ -98,8 +97,6 @@ func hasOtherEnd(fd int) bool {
 	return err == nil || kind == unix.S_IFIFO || kind == unix.S_IFSOCK
 }
 
-func executedBySystemd() bool { return namesPID(executedPID()) }
-
 // executedPID returns the process that systemd has executed (SYSTEMD_EXEC_PID of
 // systemd.exec(5)), even if main has removed the variable.
 func executedPID() string {
@@ -118,13 +115,21 @@ var silentSupervisors = []string{
 // startedBySupervisor reports whether the parent is a supervisor that would
 // start the program over and over if it left, or keeps its pid.
 func startedBySupervisor(parent int) bool {
-	directory := "/proc/" + strconv.Itoa(parent)
-	name := strings.TrimSuffix(readFile(directory+"/comm"), "\n")
+	name := nameOfProcess(parent)
 	if name == "start-stop-daem" {
-		own, _, _ := strings.Cut(readFile(directory+"/cmdline"), "\x00--\x00")
+		own, _, _ := strings.Cut(readProcess(parent, "cmdline"), "\x00--\x00")
 		return slices.ContainsFunc(strings.Split(own, "\x00"), isBackgroundOption)
 	}
 	return slices.Contains(silentSupervisors, name)
+}
+
+// nameOfProcess returns what ps(1) shows of it, or nothing if it cannot be seen.
+func nameOfProcess(process int) string {
+	return strings.TrimSuffix(readProcess(process, "comm"), "\n")
+}
+
+func readProcess(process int, file string) string {
+	return readFile("/proc/" + strconv.Itoa(process) + "/" + file)
 }
 
 // isBackgroundOption recognizes the option with which start-stop-daemon(8) sends

@@ -12,29 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// launcherMark makes a launcher of the process that executes the program.
-type launcherMark struct {
-	pid      int // of that process
-	how      int // the daemon came about: by Ready, or by an explicit Detach
-	replaced int // see replacedStandard
-
-	name string // what ps(1) shows
-}
-
-const (
-	implicit = iota
-	explicit
-)
-
-func (m launcherMark) String() string {
-	return formatMark("launcher", m.name, m.pid, m.how, m.replaced)
-}
-
-func parseLauncherMark(value string) (m launcherMark, ok bool) {
-	m.name, ok = parseMark(value, "launcher", &m.pid, &m.how, &m.replaced)
-	return m, ok
-}
-
 // What the launcher reads from the pipe: words of the daemon, and its own that
 // the daemon has ended. One reader of one pipe sees which came first.
 const (
@@ -44,18 +21,22 @@ const (
 )
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
-// daemon says, or as the daemon ends. handleQuit ends what quitSilently has begun.
-func launch(m launcherMark, handleQuit func()) {
+// daemon says, or as the daemon ends.
+func launch(m mark) {
 	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
-	// An ignored SIGCHLD would take the daemon's exit status away.
-	signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
+	if signal.Ignored(unix.SIGCHLD) { // which would take the daemon's exit status away
+		signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
+	}
 	signals := make(chan os.Signal, 16)
 	catch(signals, unix.SIGTERM, unix.SIGHUP)
 	child := startDaemon(m, w)
 	// What the terminal sent before this was for the launcher alone, and ended it.
-	catch(signals, unix.SIGINT, unix.SIGQUIT)
-	handleQuit()
+	catch(signals, unix.SIGINT)
+	signal.Ignore(unix.SIGQUIT) // or Notify would not know that package quiet has taken its handler away
+	signal.Notify(signals, unix.SIGQUIT)
+	endQuiet()
+	setName(m.name) // for which an ordinary user must be dumpable
 	go passOn(signals, child)
 
 	ended := make(chan unix.WaitStatus, 1)
@@ -63,15 +44,16 @@ func launch(m launcherMark, handleQuit func()) {
 		ended <- waitFor(child)
 		_ = write(w, wordEnded)
 	}()
-	for word := hear(r); word != wordEnded; word = hear(r) {
-		switch word {
+	for {
+		switch hear(r) {
 		case wordReady:
 			os.Exit(0)
 		case wordGroup:
 			_ = unix.Setpgid(0, 0)
+		case wordEnded:
+			endLike(m.how, <-ended)
 		}
 	}
-	endLike(m.how, <-ended)
 }
 
 // catch has signals delivered to c, except those that the caller ignored.
@@ -83,19 +65,16 @@ func catch(c chan<- os.Signal, signals ...os.Signal) {
 	}
 }
 
-// startDaemon starts the program once more, with another descriptor of the
-// pipe's end w that no descriptor of the caller's can be in the way of.
-func startDaemon(m launcherMark, w int) (child int) {
+// startDaemon starts the program once more. The daemon inherits the end w of the
+// pipe, whose number is above the caller's own.
+func startDaemon(m mark, w int) (child int) {
 	path, err := program()
 	exitOn("find", path, err)
-	pipe, err := duplicateHigh(w)
-	exitOn("duplicate", "pipe", err)
-	defer unix.Close(pipe)
-	_, err = unix.FcntlInt(uintptr(pipe), unix.F_SETFD, 0)
+	_, err = unix.FcntlInt(uintptr(w), unix.F_SETFD, 0)
 	exitOn("pass on", "pipe", err)
-	mark := daemonMark{pid(), pipe, m.replaced}
+	m.role, m.fd = daemonRole, w
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
-		Env:   append(atStart.env, mark.String()),
+		Env:   append(atStart.env, m.String()),
 		Files: []uintptr{0, 1, 2},
 	})
 	exitOn("start", atStart.args[0], err)

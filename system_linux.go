@@ -1,16 +1,16 @@
 package daemon
 
 import (
+	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
 
+	"github.com/seed-10280e03/daemon/internal/quiet"
 	"golang.org/x/sys/unix"
 )
 
@@ -51,7 +51,7 @@ func duplicateTo(from, to int) error {
 }
 
 // workingDirectory does without the page that unix.Getwd takes from a stack that
-// is still small.
+// is still small, which is a fifth of what an import costs.
 func workingDirectory() string {
 	var path [256]byte
 	n, err := unix.Getcwd(path[:])
@@ -68,8 +68,7 @@ func openSocket() (fd int, err error) {
 	return unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 }
 
-// openPipe is os.Pipe without the runtime's poller, which throws if there is no
-// descriptor left for it.
+// openPipe is os.Pipe without the runtime's poller.
 func openPipe() (r, w int, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
@@ -83,24 +82,22 @@ func duplicateFrom(fd, lowest int) (int, error) {
 	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, lowest)
 }
 
-// readFile returns what is in a file of proc(5), as far as it can be read. It
-// does without the runtime's poller, too.
+// readFile returns what is in a file of proc(5), as far as it can be read.
 func readFile(path string) string {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	file := openFile(path, unix.O_RDONLY)
+	defer file.Close()
+	text, _ := io.ReadAll(file)
+	return string(text)
+}
+
+// openFile is os.OpenFile without the runtime's poller, which throws if there is
+// no descriptor left for it. A file that cannot be opened cannot be read, either.
+func openFile(path string, flags int) *os.File {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return ""
+		return nil
 	}
-	defer unix.Close(fd)
-	var text []byte
-	for {
-		text = slices.Grow(text, 4096)
-		n, err := unix.Read(fd, text[len(text):cap(text)])
-		if n > 0 {
-			text = text[:len(text)+n]
-		} else if err != unix.EINTR {
-			return string(text)
-		}
-	}
+	return os.NewFile(uintptr(fd), path)
 }
 
 // auxiliary returns a value of the auxiliary vector, see getauxval(3).
@@ -127,49 +124,31 @@ func idsAtStart() (ids [4]int) {
 	return ids
 }
 
+// selfPath executes this program also if its file has been replaced or removed.
+const selfPath = "/proc/self/exe"
+
+// execfn points to the path that the kernel executed (AT_EXECFN).
+func execfn() *byte {
+	address := auxiliary(31)
+	return *(**byte)(unsafe.Pointer(&address))
+}
+
+// executedPath returns that path, whatever argv[0] says.
+func executedPath() string { return unix.BytePtrToString(execfn()) }
+
 // lastVariable returns the last variable of the environment with which the kernel
-// started this process, even if it has been removed since. Only the path that the
-// kernel executed (AT_EXECFN) follows it in memory, whether there is a /proc or
-// not.
+// started this process. It stands in memory before the path, also if it has been
+// removed since, and whether there is a /proc or not.
 func lastVariable() string {
-	path := auxiliary(31)
-	if path == 0 {
+	text := execfn()
+	if text == nil {
 		return ""
 	}
-	end := unsafe.Add(*(*unsafe.Pointer)(unsafe.Pointer(&path)), -1) // the NUL between them
-	length := 0
-	for *(*byte)(unsafe.Add(end, -length-1)) != 0 {
-		length++
+	before := func(p *byte) *byte { return (*byte)(unsafe.Add(unsafe.Pointer(p), -1)) }
+	for text = before(text); *before(text) != 0; { // begins at the NUL between them
+		text = before(text)
 	}
-	return strings.Clone(unsafe.String((*byte)(unsafe.Add(end, -length)), length))
-}
-
-// program returns a path that executes this very program, even if its file has
-// been replaced or removed since.
-func program() (path string, err error) {
-	const exe = "/proc/self/exe"
-	if _, err := identifyPath(exe); err == nil {
-		return exe, nil
-	}
-	path = executedPath()
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(atStart.directory, path)
-	}
-	id, err := identifyPath(path)
-	if err == nil && id != atStart.program {
-		err = unix.ESTALE // replaced by another
-	}
-	return path, err
-}
-
-// executedPath returns the path that the kernel executed (AT_EXECFN), whatever
-// argv[0] says.
-func executedPath() string {
-	name := auxiliary(31)
-	if name == 0 {
-		return ""
-	}
-	return strings.Clone(unix.BytePtrToString(*(**byte)(unsafe.Pointer(&name))))
+	return unix.BytePtrToString(text)
 }
 
 // programFiles returns the file that the kernel executed, which for `ld.so
@@ -194,41 +173,13 @@ func programFiles() (executed, loaded string) {
 	return executed, loaded
 }
 
-// sigaction is rt_sigaction(2)'s struct, with room for any architecture's.
-type sigaction [8]uintptr
-
-// What the kernel may do with a signal instead of calling a handler.
-const (
-	defaultAction uintptr = 0 // SIG_DFL
-	ignoreAction  uintptr = 1 // SIG_IGN
-)
-
-// setAction sets what the kernel does with a signal, behind os/signal's back.
-func setAction(signal unix.Signal, action uintptr) (old sigaction) {
-	var changed sigaction
-	changed[mips] = action
-	rtSigaction(signal, &changed, &old)
-	return old
-}
-
-// isIgnored also knows of those signals that signal.Ignored does not know of.
+// isIgnored takes no system call for those signals that os/signal knows of.
 func isIgnored(s unix.Signal) bool {
 	if s == unix.SIGHUP || s == unix.SIGINT {
-		return signal.Ignored(s) // which takes no system call
+		return signal.Ignored(s)
 	}
-	var action sigaction
-	rtSigaction(s, nil, &action)
-	return action[mips] == ignoreAction
+	return quiet.IsIgnored(s)
 }
-
-func rtSigaction(signal unix.Signal, changed, old *sigaction) {
-	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(signal),
-		uintptr(unsafe.Pointer(changed)), uintptr(unsafe.Pointer(old)), uintptr(8+8*mips), 0, 0)
-}
-
-// mips is 1 on mips, whose struct has the flags first, and which has 128 signals
-// in place of 64.
-var mips = strings.Count(runtime.GOARCH, "mips")
 
 // prepareExec removes what outlives this program and would kill the next:
 // interval timers, with the signals that are on their way. It has the signals
@@ -238,27 +189,27 @@ func prepareExec() (restore func()) {
 	for which := range timers {
 		timers[which], _ = unix.Setitimer(unix.ItimerWhich(which), unix.Itimerval{})
 	}
-	actions := map[unix.Signal]sigaction{}
-	for _, signal := range []unix.Signal{unix.SIGALRM, unix.SIGVTALRM, unix.SIGPROF} {
-		// Discards what is pending. The Go runtime of the next program takes
-		// the signal back.
-		actions[signal] = setAction(signal, ignoreAction)
-	}
-	for _, signal := range []unix.Signal{unix.SIGQUIT, unix.SIGTERM} {
+	actions := map[unix.Signal]uintptr{
+		// Discards what is pending. The Go runtime of the next program takes the
+		// signal back.
+		unix.SIGALRM: quiet.IgnoreAction, unix.SIGVTALRM: quiet.IgnoreAction, unix.SIGPROF: quiet.IgnoreAction,
 		// A handler that runs in another thread would end in the execve, and its
 		// signal be lost.
-		actions[signal] = setAction(signal, defaultAction)
+		unix.SIGQUIT: quiet.DefaultAction, unix.SIGTERM: quiet.DefaultAction,
 	}
-	for i, signal := range keptSignals {
-		action := defaultAction
-		if atStart.ignored[i] {
-			action = ignoreAction
-		}
-		actions[signal] = setAction(signal, action)
+	for _, signal := range keptSignals {
+		actions[signal] = quiet.DefaultAction
+	}
+	for _, signal := range atStart.ignored {
+		actions[signal] = quiet.IgnoreAction
+	}
+	old := map[unix.Signal]quiet.Action{}
+	for signal, action := range actions {
+		old[signal] = quiet.SetAction(signal, action)
 	}
 	return func() {
-		for signal, action := range actions {
-			rtSigaction(signal, &action, nil)
+		for signal, action := range old {
+			quiet.RestoreAction(signal, action)
 		}
 		for which, interval := range timers {
 			_, _ = unix.Setitimer(unix.ItimerWhich(which), interval)
@@ -266,57 +217,55 @@ func prepareExec() (restore func()) {
 	}
 }
 
-// quitSilently has SIGQUIT end this process without its goroutines and without a
-// core as long as it is not caught. To block it is no use: the Go runtime
-// unblocks it in each thread.
-func quitSilently() (undo func()) {
-	dumpable, _ := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
-	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	handler := setAction(unix.SIGQUIT, defaultAction)
-	return func() {
-		rtSigaction(unix.SIGQUIT, &handler, nil)
-		if dumpable == 1 { // nothing else can be set
-			_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
-		}
+// muteStderr has the runtime of the launcher say nothing. It returns another
+// descriptor of 2, from which package quiet takes that back, or -1. restore is for an
+// exec that failed.
+func muteStderr() (moved int, restore func()) {
+	flags, err := unix.FcntlInt(2, unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC != 0 || !quiet.IsDumpable() {
+		return -1, func() {}
+	}
+	if moved, err = duplicateHigh(2); err != nil {
+		return -1, func() {}
+	}
+	if err = openNullAs(2); err != nil {
+		unix.Close(moved)
+		return -1, func() {}
+	}
+	_, _ = unix.FcntlInt(uintptr(moved), unix.F_SETFD, 0)
+	return moved, func() {
+		_ = duplicateTo(moved, 2)
+		unix.Close(moved)
 	}
 }
 
-// dieOf ends this process by a signal, and returns where it can't.
+func endQuiet() { quiet.End() }
+
+// dieOf ends this process by a signal and without a core. It returns if it can't.
 func dieOf(signal unix.Signal) {
-	// No core: rlimits mean nothing to a core_pattern that is a pipe.
-	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	setAction(signal, defaultAction)
+	quiet.SetDumpable(0)
+	quiet.SetAction(signal, quiet.DefaultAction)
 	var unblocked unix.Sigset_t
 	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &unblocked, nil)
 	_ = raise(signal)
 }
 
-// commandName is the name that ps(1) shows of a process of this program.
-func commandName(process int) string {
-	if name := readFile("/proc/" + strconv.Itoa(process) + "/comm"); name != "" {
-		return strings.TrimSuffix(name, "\n")
-	}
-	return filepath.Base(atStart.args[0])
-}
-
 // setName gives all threads the program's name: what was executed as
-// /proc/self/exe is called exe. It does without the files of package os, which
-// would start the runtime's poller.
+// /proc/self/exe is called exe. A thread that begins meanwhile may still be.
 func setName(name string) {
-	const tasks = "/proc/self/task"
-	directory, err := unix.Open(tasks, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(directory)
-	var entries [4096]byte
-	n, _ := unix.ReadDirent(directory, entries[:])
-	_, _, threads := unix.ParseDirent(entries[:max(n, 0)], -1, nil)
-	for _, thread := range threads {
-		fd, err := unix.Open(tasks+"/"+thread+"/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			_, _ = unix.Write(fd, []byte(name))
-			unix.Close(fd)
+	const tasks = "/proc/self/task/"
+	for named := 0; ; {
+		directory := openFile(tasks, unix.O_RDONLY|unix.O_DIRECTORY)
+		threads, _ := directory.Readdirnames(-1)
+		directory.Close()
+		if len(threads) <= named {
+			return
 		}
+		for _, thread := range threads {
+			comm := openFile(tasks+thread+"/comm", unix.O_WRONLY)
+			_, _ = comm.WriteString(name)
+			comm.Close()
+		}
+		named = len(threads)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -40,7 +39,9 @@ func secure() bool {
 
 func prepareExec() (restore func()) { return func() {} }
 
-func quitSilently() (undo func()) { return func() {} }
+func muteStderr() (moved int, restore func()) { return -1, func() {} }
+
+func endQuiet() {}
 
 func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
 
@@ -89,34 +90,22 @@ var startIDs = [4]int{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid
 
 func idsAtStart() [4]int { return startIDs }
 
-func executedPath() string { return executable }
+// selfPath: there is none.
+const selfPath = ""
 
-// executable is the path by which the program was started.
-var executable = func() string {
+func executedPath() string {
 	path := os.Args[0]
 	if !strings.Contains(path, "/") {
 		path, _ = exec.LookPath(path) // exec.ErrDot comes with a path
 	}
-	path, _ = filepath.Abs(path)
 	return path
-}()
+}
 
 // lastVariable is unknown: what another copy has removed is gone.
 func lastVariable() string { return "" }
 
-func program() (path string, err error) {
-	id, err := identifyPath(executable)
-	if err == nil && id != atStart.program {
-		err = unix.ESTALE // replaced by another
-	}
-	return executable, err
-}
-
 // programFiles: nobody tells.
 func programFiles() (executed, loaded string) { return "", "" }
 
-// The program is executed by its own name.
-
-func commandName(int) string { return "" }
-
+// setName: the program is executed by its own name.
 func setName(string) {}

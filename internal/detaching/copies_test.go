@@ -74,17 +74,20 @@ func forkedProgram(t *testing.T, path string) (program string) {
 		"fork/go.mod": strings.Replace(buildSources["go.mod"], "an.example/program", path, 1),
 		"main.go":     fmt.Sprintf(copiesMain, path),
 	}
-	files, err := filepath.Glob(filepath.Join(root, "*.go"))
-	if err != nil || len(files) == 0 {
-		t.Fatal("no files of the package", err)
-	}
-	for _, file := range files {
-		source, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
+	for _, folder := range []string{"", "internal/quiet"} {
+		files, err := filepath.Glob(filepath.Join(root, folder, "*.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatal("no files of the package", err)
 		}
-		if !strings.HasSuffix(file, "_test.go") {
-			sources["fork/"+filepath.Base(file)] = string(source)
+		for _, file := range files {
+			source, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasSuffix(file, "_test.go") {
+				name := filepath.Join("fork", folder, filepath.Base(file))
+				sources[name] = strings.ReplaceAll(string(source), `"github.com/seed-10280e03/daemon/`, `"`+path+"/")
+			}
 		}
 	}
 	program = filepath.Join(t.TempDir(), "program")

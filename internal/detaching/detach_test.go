@@ -521,8 +521,9 @@ func TestAllThreadsKeepTheProgramsName(t *testing.T) {
 				first.Do(test.order)
 			}
 			second := first.Detaches("ready")
-			mustBeNamed(t, first, cmd.Args[0], test.want)
 			mustBeNamed(t, second, cmd.Args[0], test.want)
+			testdaemon.WaitUntil(t, "the launcher's name", func() bool { return !strings.Contains(namesOf(first), "exe\n") })
+			mustBeNamed(t, first, cmd.Args[0], test.want)
 			second.Do("ready")
 			mustBeNamed(t, second, cmd.Args[0], test.want)
 			c.Exit()
@@ -537,15 +538,19 @@ func mustBeNamed(t *testing.T, p *testdaemon.Puppet, argv0, name string) {
 	if got, _, _ := strings.Cut(string(cmdline), "\x00"); got != argv0 {
 		t.Errorf("process %d: argv[0] is %q, want %q", p.PID, got, argv0)
 	}
+	if got := namesOf(p); got == "" || strings.ReplaceAll(got, name+"\n", "") != "" {
+		t.Errorf("process %d: its threads are %q, want %q", p.PID, got, name)
+	}
+}
+
+// namesOf returns a line for each thread.
+func namesOf(p *testdaemon.Puppet) (names string) {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/comm", p.PID))
-	if len(threads) == 0 {
-		t.Errorf("process %d has no threads", p.PID)
-	}
 	for _, thread := range threads {
-		if got, err := os.ReadFile(thread); err == nil && string(got) != name+"\n" {
-			t.Errorf("%s: %q, want %q", thread, got, name)
-		}
+		name, _ := os.ReadFile(thread)
+		names += string(name)
 	}
+	return names
 }
 
 func TestDetachesWithoutProc(t *testing.T) {

@@ -57,6 +57,10 @@ func init() {
 			syscall.Read(fifo, make([]byte, 1)) // until the test closes it
 			syscall.Close(fifo)
 		}
+	case "fail in the launcher":
+		if isLauncher {
+			panic("no early shop")
+		}
 	}
 }
 `,
@@ -170,6 +174,7 @@ var deadlySignals = []struct {
 	{"HUP", "", unix.SIGHUP, "SIGHUP"},
 }
 
+// The launcher is no program of the user's, and ends without a trace.
 func TestSignalThatComesBeforeTheLauncherCanCatchItEndsTheDetach(t *testing.T) {
 	t.Parallel()
 	command := earlyProgram(t)
@@ -193,7 +198,11 @@ func TestSignalThatComesBeforeTheLauncherCanCatchItEndsTheDetach(t *testing.T) {
 				// A Go program does not let these wait, until its runtime has begun.
 				testdaemon.WaitUntil(t, "the signal", func() bool { return !isSpared(first.PID) })
 				release()
-				mustEndOf(t, c, test.exits)
+				bySignal, _, _ := strings.Cut(test.exits, ",")
+				mustEndOf(t, c, bySignal)
+				if printed := c.Printed(); strings.Contains(printed, "SIG") || strings.Contains(printed, "goroutine") {
+					t.Errorf("the launcher shows itself: %s", printed)
+				}
 				l.MustBeOver()
 				l.MustBeSilent()
 			})
@@ -210,6 +219,23 @@ func mustEndOf(t *testing.T, c testdaemon.Caller, exits string) {
 	}
 	if strings.Contains(printed, "launch(") || strings.Count(printed, "goroutine 1 ") > 1 {
 		t.Fatalf("the launcher shows itself: %s", printed)
+	}
+}
+
+func TestPanicOfAnEarlierInitializerInTheLauncherIsSeen(t *testing.T) {
+	t.Parallel()
+	command := earlyProgram(t)
+	for _, verb := range []string{"ready", "detach"} {
+		t.Run(verb, func(t *testing.T) {
+			l := testdaemon.NewLine(t)
+			c := l.Shell(command(l, "EARLY=fail in the launcher"))
+			l.Process().Leaves(verb)
+			if got, printed := c.Exit(), c.Printed(); got != "exit 2" || strings.Count(printed, "panic: no early shop") != 1 {
+				t.Errorf("the caller sees %s and %s", got, printed)
+			}
+			l.MustBeOver()
+			l.MustBeSilent()
+		})
 	}
 }
 
@@ -245,6 +271,37 @@ func TestSignalAtAnyInstantEndsTheDetach(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A Go program shows its goroutines from the start of its runtime on, before any
+// initializer.
+func TestNoInstantShowsTheLauncher(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"ready", "detach"} {
+		t.Run(verb, func(t *testing.T) {
+			l := testdaemon.NewLine(t)
+			usual := time.Duration(0)
+			for range testdaemon.Rounds(50) {
+				c := l.Shell(l.Command())
+				first := l.Process()
+				begun := time.Now()
+				first.Send(verb)
+				if usual > 0 {
+					time.Sleep(rand.N(usual))
+					unix.Kill(first.PID, unix.SIGQUIT)
+				}
+				for second := l.ProcessIfAny(first.PID); second != nil; second = l.ProcessIfAny(first.PID) {
+					usual = max(usual, time.Since(begun))
+					second.Leaves("exit 2") // as the first process does, if it was hit
+				}
+				mustEndOf(t, c, "SIGQUIT, exit 2")
+				if printed := c.Printed(); strings.Contains(printed, "runtime.main()") && !strings.Contains(printed, "main.main()") {
+					t.Fatalf("the launcher shows itself: %s", printed)
+				}
+				l.MustBeOver()
+			}
+		})
 	}
 }
 

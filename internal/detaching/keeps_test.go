@@ -338,7 +338,8 @@ func stateOf(t *testing.T, p *testdaemon.Puppet) string {
 	for _, key := range []string{"SigIgn", "SigCgt"} {
 		state += fmt.Sprintln(key, p.Status(key))
 	}
-	for fd := 3; fd <= 5; fd++ {
+	for _, fd := range []int{2, 3, 4, 5} {
+		state += fmt.Sprintln(fd, p.FileOf(fd))
 		info, _ := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", p.PID, fd))
 		for line := range strings.Lines(string(info)) {
 			if strings.HasPrefix(line, "flags:") {
