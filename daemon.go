@@ -32,24 +32,24 @@
 //
 //   - reads a passphrase from standard input,
 //   - checks a pid file for a live process,
-//   - drops privileges or changes its root directory,
+//   - drops privileges, or changes its root directory, umask or namespaces,
 //   - listens on an ephemeral port, or on a Unix socket path that it does not
 //     remove first,
 //   - opens descriptors without close-on-exec, closes what [Files] returned, or
 //     starts helper processes,
-//   - puts a pipe that it reads itself in the place of 0, 1 or 2,
+//   - reads itself, through a pipe, what it writes to 1 or 2,
 //   - catches a signal that may come before Ready,
 //   - or takes long to initialize.
 //
-// Initializers of other packages may run in each of the processes of a detach:
-// they must not take locks or ports. The daemon leads a session of its own, so it
-// opens terminals with O_NOCTTY. It keeps its caller's working directory and umask;
-// chdir("/") and umask(0) are up to the program. Its standard descriptors are on
-// /dev/null, unless main has put a log file there: a shell's `> log` ends at Ready.
-// If the daemon ends before it is ready, the shell sees its exit status or its
-// signal. Until then SIGTERM to the whole process group reaches the daemon twice,
-// and SIGINT to the process that the shell waits for does not reach it. A goroutine
-// that reads the terminal goes on reading after Ready.
+// A detach takes up to three processes. Initializers of other packages may run in
+// each of them, and must not take locks or ports. The daemon leads a session of
+// its own, so it opens terminals with O_NOCTTY. It keeps its caller's working
+// directory and umask; chdir("/") and umask(0) are up to the program. Its standard
+// descriptors are on /dev/null, unless main has put a log file there: a shell's `>
+// log` ends at Ready. If the daemon ends before it is ready, the shell sees its
+// exit status or its signal. Until then SIGTERM to the whole process group reaches
+// the daemon twice, and SIGINT to the process that the shell waits for does not
+// reach it. A goroutine that reads the terminal goes on reading after Ready.
 //
 // # The foreground
 //
@@ -94,11 +94,12 @@ import (
 // reload, even of one that failed (see [Reloading]). In all other cases a later
 // Ready does nothing.
 //
-// Ready returns an error, and does not detach, in a test binary, in a library
-// that a foreign program has loaded, in a setuid program, if user, group or root
-// directory have changed, if a descriptor that the supervisor passed is closed, or
-// if the program has removed its supervisor's variables other than by
-// [UnsetEnvironment].
+// Instead of detaching or stopping, Ready returns an error in a test binary and in
+// a library that a foreign program has loaded. It does not detach, but returns an
+// error, in a setuid program, if user, group or root directory have changed, if a
+// descriptor that the supervisor passed is closed, if /proc hides the parent
+// process (hidepid of proc(5)), or if the program has removed its supervisor's
+// variables other than by [UnsetEnvironment].
 func Ready(fields ...Field) error {
 	if err := tellLauncher(); err != nil {
 		return err
@@ -107,7 +108,7 @@ func Ready(fields ...Field) error {
 	case Upstart:
 		return stopOnce()
 	case Systemd:
-		return send(value, readyFor(fields), fields)
+		return send(value, readyFor(value, fields), fields)
 	case Descriptor:
 		return writeReady(value)
 	}
@@ -195,35 +196,35 @@ const (
 	wholeLine // text is the whole line, key and newline included
 )
 
-// Status is what the supervisor shows people of the service (STATUS), in one
-// line; an empty text clears it. Control characters become spaces; invalid UTF-8
+// Status returns the field with what the supervisor shows people of the service
+// (STATUS), in one line; an empty text clears it. Control characters become spaces; invalid UTF-8
 // and noncharacters, for which systemd would ignore it, become U+FFFD. It is cut
 // if the notification would exceed 4096 bytes.
 func Status(text string) Field { return Field{key: "STATUS", text: text, form: statusText} }
 
-// MainPID is the id of the process that the supervisor is to watch (MAINPID).
-// A pid below 1 is invalid.
+// MainPID returns the field with the id of the process that the supervisor is to
+// watch (MAINPID). A pid below 1 is invalid.
 func MainPID(pid int) Field {
 	return integer("MAINPID", mainPID, int64(pid), pid >= 1, "a process id is at least 1")
 }
 
-// Errno is the error number, see errno(3), because of which the service fails
-// (ERRNO). systemd ignores one outside of 0 to 4095, so that is invalid.
+// Errno returns the field with the error number, see errno(3), because of which
+// the service fails (ERRNO). systemd ignores one outside of 0 to 4095, so that is invalid.
 func Errno(errno int) Field {
 	return integer("ERRNO", number, int64(errno), 0 <= errno && errno <= maxErrno, "an error number is 0 to 4095")
 }
 
 const maxErrno = 4095 // MAX_ERRNO of Linux
 
-// BusError is the D-Bus error name because of which the service fails
-// (BUSERROR), such as org.freedesktop.DBus.Error.TimedOut. Its text is made safe
+// BusError returns the field with the D-Bus error name because of which the
+// service fails (BUSERROR), such as org.freedesktop.DBus.Error.TimedOut. Its text is made safe
 // as that of [Status] is, but never cut. systemd 257 and later ignores a name
 // with quotes, backslashes or anything but ASCII.
 func BusError(name string) Field { return Field{key: "BUSERROR", text: name, form: safeText} }
 
-// ExtendTimeout asks the supervisor to end its current time limit, for start, run
-// or stop, no sooner than d from now (EXTEND_TIMEOUT_USEC, in whole
-// microseconds). A negative d is invalid.
+// ExtendTimeout returns the field that asks the supervisor to end its current time
+// limit, for start, run or stop, no sooner than d from now (EXTEND_TIMEOUT_USEC, in
+// whole microseconds). A negative d is invalid.
 func ExtendTimeout(d time.Duration) Field {
 	return integer("EXTEND_TIMEOUT_USEC", number, d.Microseconds(), d >= 0, "a duration is not negative")
 }
@@ -235,7 +236,7 @@ func integer(key string, form form, value int64, ok bool, rule string) Field {
 	return Field{key: key, number: value, form: form}
 }
 
-// Set is any other assignment. The key is made of A to Z, 0 to 9 and _, and does
+// Set returns the field with any other assignment. The key is made of A to Z, 0 to 9 and _, and does
 // not begin with a digit. It is not BARRIER, FDSTORE or MAINPIDFD, which need a
 // descriptor: see [Barrier] and [StoreFiles]. The value holds no newline,
 // carriage return or NUL. Any other key or value is invalid.

@@ -137,12 +137,14 @@ func sameRights() bool {
 // a test binary, or a program that has loaded a Go library.
 func checkProgram(cure string) error {
 	isTestFlag := func(arg string) bool { return strings.HasPrefix(arg, "-test.") }
-	main, hasMain := mainFile()
+	stack, hasMain := mainStack()
+	begun := strings.Contains(stack, "\nmain.main()\n")
+	isTest := strings.Contains(stack, "_testmain.go:") || strings.Contains(stack, "\ntesting.(*M).Run(")
 	executed, loaded := programFiles()
 	switch {
 	case !hasMain:
 		return errors.New("a library does not detach or stop the program that has loaded it: " + cure)
-	case strings.Contains(main, "_testmain.go:"), main == "" && slices.ContainsFunc(atStart.args, isTestFlag):
+	case isTest, !begun && slices.ContainsFunc(atStart.args, isTestFlag):
 		return errors.New("a test binary does not detach or stop: use package daemontest, or set NOTIFY_SOCKET, or " + cure)
 	case executed != "" && loaded != "" && executed != loaded:
 		return errors.New("the program that runs is " + executed + ", and this is " + loaded + ": start it by itself, or " + cure)
@@ -150,20 +152,18 @@ func checkProgram(cure string) error {
 	return nil
 }
 
-// mainFile returns where the program's main is, if that has begun, from the stack
-// of the main goroutine: no public name tells that a test binary's is generated. A
-// C program's library (-buildmode=c-shared, c-archive) has no main goroutine.
-func mainFile() (file string, hasMain bool) {
+// mainStack returns the stack of the main goroutine: no public name tells that a
+// test binary's main is generated. A C program's library (-buildmode=c-shared,
+// c-archive) has no main goroutine.
+func mainStack() (stack string, hasMain bool) {
 	buffer := make([]byte, 256<<10)
 	stacks := string(buffer[:runtime.Stack(buffer, false)])
 	if !strings.HasPrefix(stacks, "goroutine 1 ") {
 		stacks = string(buffer[:runtime.Stack(buffer, true)]) // which stops the world
 	}
-	_, stack, hasMain := strings.Cut("\n\n"+stacks, "\n\ngoroutine 1 ")
+	_, stack, hasMain = strings.Cut("\n\n"+stacks, "\n\ngoroutine 1 ")
 	stack, _, _ = strings.Cut(stack, "\n\n")
-	_, call, _ := strings.Cut(stack, "\nmain.main()\n\t")
-	file, _, _ = strings.Cut(call, "\n")
-	return file, hasMain
+	return stack, hasMain
 }
 
 // replace executes the launcher in place of this program. What it defers undoes
@@ -192,7 +192,7 @@ func replace(how int) error {
 	}
 	defer goBack()
 	defer prepareExec()()
-	name := cmp.Or(nameOfProcess(pid()), filepath.Base(atStart.args[0]))
+	name := cmp.Or(nameOfProcess("self"), filepath.Base(atStart.args[0]))
 	replaced := replacedStandard()
 	fd, unmute := muteStderr()
 	defer unmute()

@@ -5,7 +5,6 @@ package daemon
 import (
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -17,24 +16,12 @@ import (
 // lost its launcher has no launcher among its ancestors.
 func startedByDaemon(launcher int) bool {
 	parent := unix.Getppid()
-	for ancestor := parent; ancestor > 1; ancestor = parentOf(ancestor) {
+	for ancestor := parent; ancestor > 1; ancestor = parentOf(strconv.Itoa(ancestor)) {
 		if ancestor == launcher {
 			return ancestor != parent
 		}
 	}
 	return false
-}
-
-// parentOf reads proc_pid_stat(5), in which a name in parentheses may hold
-// anything.
-func parentOf(process int) int {
-	stat := readProcess(process, "stat")
-	fields := strings.Fields(stat[strings.LastIndex(stat, ")")+1:])
-	if len(fields) < 2 {
-		return 0
-	}
-	parent, _ := strconv.Atoi(fields[1])
-	return parent
 }
 
 // detached is the daemon's side of a detach.

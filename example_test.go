@@ -47,7 +47,7 @@ func Example() {
 	case <-ctx.Done():
 	}
 	daemon.Stopping(daemon.Status("finishing requests"))
-	if err := server.Shutdown(context.Background()); err != nil { // returns when they are finished
+	if err := server.Shutdown(context.Background()); err != nil { // waits for open connections
 		log.Fatal(err)
 	}
 }

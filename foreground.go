@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,18 +54,19 @@ func staysInForeground() bool {
 }
 
 func isHeld() bool {
-	if pid() == 1 || inSessionOfPID1() || namesPID(executedPID()) || startedBySupervisor(unix.Getppid()) {
+	if pid() == 1 || inSessionOfPID1() || namesPID(executedPID()) || startedBySupervisor() {
 		return true
 	}
-	parent := unix.Getppid()                             // start-stop-daemon may have gone meanwhile
-	return parent == 0 || parent == 1 && startedByPID1() // 0: outside of the PID namespace
+	parent := unix.Getppid() // start-stop-daemon may have gone meanwhile
+	outside := parent == 0   // of the PID namespace
+	return outside || (parent == 1 || startedBySystemd()) && !isOrphan()
 }
 
 // parentHidden reports whether proc(5) shows this process and not its parent
 // (hidepid=): that may be a supervisor.
 func parentHidden() bool {
-	parent := unix.Getppid()
-	return parent > 1 && nameOfProcess(pid()) != "" && nameOfProcess(parent) == "" && unix.Getppid() == parent
+	parent := parentOf("self")
+	return parent > 1 && nameOfProcess(strconv.Itoa(parent)) == "" && parentOf("self") == parent
 }
 
 // inSessionOfPID1 reports whether this is a container whose entry point is a
@@ -73,16 +75,20 @@ func parentHidden() bool {
 func inSessionOfPID1() bool {
 	own, err := unix.Getsid(0)
 	first, err1 := unix.Getsid(1)
-	return err == nil && err1 == nil && own == first && nameOfProcess(1) != "systemd"
+	if err != nil || err1 != nil || own != first {
+		return false
+	}
+	numbers, _ := os.Readlink("/proc/self") // may be those of another PID namespace
+	return numbers != strconv.Itoa(pid()) || nameOfProcess("1") != "systemd"
 }
 
-// startedByPID1 tells a child of PID 1 from an orphan that it inherited, such as
-// that of `sh -c 'd &'`. What PID 1 starts leads a session, or is in PID 1's own.
-// An orphan is in its shell's, and has that shell's terminal or pipes. That of
-// `start-stop-daemon --background` has /dev/null, and is to stay.
-func startedByPID1() bool {
+// isOrphan tells an orphan that an init has inherited, such as that of
+// `sh -c 'd &'`, from what the init has started: that leads a session, or is in PID
+// 1's own. An orphan is in its shell's, and has that shell's terminal or pipes. That
+// of `start-stop-daemon --background` has /dev/null, and is to stay.
+func isOrphan() bool {
 	session, err := unix.Getsid(0)
-	return err != nil || session == pid() || !slices.ContainsFunc([]int{0, 1, 2}, hasOtherEnd)
+	return err == nil && session != pid() && slices.ContainsFunc([]int{0, 1, 2}, hasOtherEnd)
 }
 
 // hasOtherEnd reports whether a descriptor is a terminal, a pipe or a socket, at
@@ -114,27 +120,44 @@ var silentSupervisors = []string{
 
 // startedBySupervisor reports whether the parent is a supervisor that would
 // start the program over and over if it left, or keeps its pid.
-func startedBySupervisor(parent int) bool {
-	name := nameOfProcess(parent)
-	if name == "start-stop-daem" {
-		own, _, _ := strings.Cut(readProcess(parent, "cmdline"), "\x00--\x00")
+func startedBySupervisor() bool {
+	parent := strconv.Itoa(parentOf("self"))
+	name, line := nameOfProcess(parent), readProcess(parent, "cmdline")
+	if name == "start-stop-daem" || name == "busybox" && strings.Contains(line, "\x00start-stop-daemon\x00") {
+		own, _, _ := strings.Cut(line, "\x00--\x00")
 		return slices.ContainsFunc(strings.Split(own, "\x00"), isBackgroundOption)
 	}
 	return slices.Contains(silentSupervisors, name)
 }
 
+// startedBySystemd reports whether the parent is systemd, or a user's.
+func startedBySystemd() bool { return nameOfProcess(strconv.Itoa(parentOf("self"))) == "systemd" }
+
 // nameOfProcess returns what ps(1) shows of it, or nothing if it cannot be seen.
-func nameOfProcess(process int) string {
+func nameOfProcess(process string) string {
 	return strings.TrimSuffix(readProcess(process, "comm"), "\n")
 }
 
-func readProcess(process int, file string) string {
-	return readFile("/proc/" + strconv.Itoa(process) + "/" + file)
+// parentOf returns the number that proc(5) has for the parent of a process, or 0.
+func parentOf(process string) int {
+	stat := readProcess(process, "stat")
+	fields := strings.Fields(stat[strings.LastIndex(stat, ")")+1:]) // the name in front may hold anything
+	if len(fields) < 2 {
+		return 0
+	}
+	parent, _ := strconv.Atoi(fields[1])
+	return parent
 }
 
+func readProcess(process, file string) string { return readFile("/proc/" + process + "/" + file) }
+
 // isBackgroundOption recognizes the option with which start-stop-daemon(8) sends
-// a program into the background. -Sbm is three in one.
+// a program into the background. -Sbm is three in one; what follows an option that
+// takes a value is that.
 func isBackgroundOption(argument string) bool {
 	letters, short := strings.CutPrefix(argument, "-")
-	return argument == "--background" || short && strings.Contains(letters, "b") && strings.Trim(letters, "Sbmoqtv") == ""
+	if value := strings.IndexAny(letters, "-acdegknprsuwxINOPR"); value >= 0 {
+		letters = letters[:value]
+	}
+	return argument == "--background" || short && strings.Contains(letters, "b")
 }

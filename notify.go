@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -41,17 +42,26 @@ var (
 // which the supervisor started, as far as it tells. Behind a wrapper systemd would
 // stop watching the wrapper, which is its child, for a process that is not, and
 // lose the exit status. In another PID namespace the number is a stranger's.
-func readyFor(fields []Field) *verb {
+func readyFor(address string, fields []Field) *verb {
 	for i := range fields {
 		if fields[i].form == mainPID {
 			return &readyVerb
 		}
 	}
-	if started := executedPID(); pid() == 1 || started != "" && !namesPID(started) {
+	wrapped := pid() == 1
+	if started := executedPID(); started != "" {
+		wrapped = wrapped || !namesPID(started)
+	} else if strings.HasSuffix(address, "/systemd/notify") {
+		wrapped = wrapped || !systemdIsParent() // env -i or sudo have removed the variable
+	}
+	if wrapped {
 		return &wrappedReady
 	}
 	return &readyVerb
 }
+
+// systemdIsParent is startedBySystemd at the first call: that takes memory.
+var systemdIsParent = sync.OnceValue(startedBySystemd)
 
 // notify tells the supervisor what the verb says and then the caller's fields, in
 // one datagram. It does nothing if no supervisor listens.

@@ -18,8 +18,8 @@ var notifyFD struct {
 
 // keepNotifyFD runs before main, which may open files of its own by that number.
 func keepNotifyFD() {
-	if number, err := strconv.Atoi(getenv("NOTIFY_FD")); err == nil {
-		notifyFD.passed = inherit(number)
+	if number, err := strconv.ParseInt(getenv("NOTIFY_FD"), 10, 32); err == nil {
+		notifyFD.passed = inherit(int(number))
 	}
 }
 
@@ -32,9 +32,9 @@ func writeReady(value string) error {
 		return nil
 	}
 	fd := notifyFD.passed.fd
-	if number, err := strconv.Atoi(value); err != nil || number < 0 {
+	if number, err := strconv.ParseInt(value, 10, 32); err != nil || number < 0 {
 		return failed("parse NOTIFY_FD", strconv.Quote(value), unix.EINVAL)
-	} else if number != fd || !notifyFD.passed.valid() {
+	} else if int(number) != fd || !notifyFD.passed.valid() {
 		return failed("write to NOTIFY_FD", value+" (no pipe or socket that was open for writing at start)", unix.EBADF)
 	}
 	// One write: finit reads once. A pipe that is full has no supervisor at its end.

@@ -23,7 +23,7 @@ var notifier struct{ lastStatus Field }
 
 func notify(*verb, []Field) error { return nil }
 
-func readyFor([]Field) *verb { return nil }
+func readyFor(string, []Field) *verb { return nil }
 
 func send(string, *verb, []Field) error { return nil }
 

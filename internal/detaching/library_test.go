@@ -66,7 +66,7 @@ func TestReady(t *testing.T) {
 // Bazel gives main another file.
 func TestTestBinaryWhoseMainIsInAnotherFileDoesNotDetach(t *testing.T) {
 	t.Parallel()
-	dir := module(t, map[string]string{"testmain.go": `package main
+	dir := module(t, map[string]string{"main.go": `package main
 
 import (
 	"testing"

@@ -55,6 +55,25 @@ func TestSessionOfPID1Stays(t *testing.T) {
 	}
 }
 
+// The numbers in /proc may be those of another PID namespace than the program's.
+func TestForeignProcDoesNotMislead(t *testing.T) {
+	runsv := need(t, "runsv", "runit")
+	for name, script := range map[string]string{
+		"supervisor":       "setsid " + runsv + " DIR; :",
+		"session of PID 1": "DIR/run; :",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, testdaemon.NewLine(t), "exec PUPPET")
+			command := exec.Command("/bin/sh", "-c", strings.ReplaceAll(script, "DIR", s.dir))
+			s.start(testdaemon.InNamespaces(t, command, "--pid", "--fork", "--kill-child").Args...)
+			p := s.Process()
+			p.Do("ready")
+			mustBeAlone(t, s.Line, p)
+		})
+	}
+}
+
 // What an init starts leads its own session.
 func TestProgramThatPID1StartsStays(t *testing.T) {
 	for name, streams := range map[string]string{
