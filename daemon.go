@@ -77,42 +77,10 @@
 package daemon
 
 import (
+	"context"
 	"strconv"
 	"strings"
 	"time"
-)
-
-// How long a notification waits for room in the supervisor's queue.
-const (
-	// patient is systemd's default limit for a start (DefaultTimeoutStartSec=):
-	// a PID 1 that is busy for a while must not cost the service its life.
-	patient = 90 * time.Second
-	brief   = 5 * time.Second
-)
-
-// verb is what a call says by itself, before its caller's fields.
-type verb struct {
-	own             []Field // its assignments but for
-	status, mainPID *Field  // these two; nil: none
-	is              verbID
-}
-
-// verbID tells apart the verbs that are more than their words. To keep a pointer
-// would move them all to the heap.
-type verbID uint8
-
-const (
-	otherVerb verbID = iota
-	ready            // the next one says its status again
-	readyMain        // ready with MAINPID
-	heartbeat
-	complaint // RunWatchdog takes its status back
-)
-
-var (
-	readyVerb    = verb{is: ready, own: []Field{{key: "READY", text: "1"}}, status: &notifier.readyStatus}
-	stoppingVerb = verb{own: []Field{{key: "STOPPING", text: "1"}}}
-	notifyVerb   = verb{}
 )
 
 // Ready tells whatever started this process that it is ready to serve. Call it
@@ -139,7 +107,7 @@ func Ready(fields ...Field) error {
 	case Upstart:
 		return stopOnce()
 	case Systemd:
-		return sendReady(value, fields)
+		return send(value, readyFor(fields), fields)
 	case Descriptor:
 		return writeReady(value)
 	}
@@ -149,23 +117,11 @@ func Ready(fields ...Field) error {
 // Reloading tells the supervisor that the program reloads its configuration
 // (RELOADING=1, and MONOTONIC_USEC for Type=notify-reload). [Ready] must follow,
 // even if the reload failed.
-func Reloading(fields ...Field) error {
-	usec, ok := monotonic()
-	own := []Field{
-		{key: "RELOADING", text: "1"},
-		{key: "MONOTONIC_USEC", number: usec, numeric: true},
-	}
-	if !ok {
-		own = own[:1]
-	}
-	return notify(nil, patient, &verb{own: own}, fields)
-}
+func Reloading(fields ...Field) error { return notify(&reloading, fields) }
 
 // Stopping tells the supervisor that the program begins to shut down
 // (STOPPING=1).
-func Stopping(fields ...Field) error {
-	return notify(nil, patient, &stoppingVerb, fields)
-}
+func Stopping(fields ...Field) error { return notify(&stopping, fields) }
 
 // Fail tells the supervisor why the program is about to fail: STATUS is the
 // error's text and, if err wraps a [syscall.Errno], ERRNO is its number. Fail does
@@ -186,36 +142,75 @@ func Notify(fields ...Field) error {
 	if len(fields) == 0 {
 		return nil
 	}
-	return notify(nil, brief, &notifyVerb, fields)
+	return notify(&notification, fields)
 }
+
+// verb is what a call says by itself, and how it is sent.
+type verb struct {
+	own             []Field         // said first
+	status, mainPID *Field          // said next; nil: only if the caller does
+	complaint       bool            // the status is not to be said again
+	rights          []int           // descriptors to attach
+	patience        time.Duration   // how long to wait for room in the supervisor's queue
+	ctx             context.Context // ends that wait before; nil: nothing does
+}
+
+const (
+	// patient is systemd's default limit for a start (DefaultTimeoutStartSec=):
+	// a PID 1 that is busy for a while must not cost the service its life.
+	patient = 90 * time.Second
+	brief   = 5 * time.Second
+)
+
+var (
+	reloading = verb{patience: patient, own: []Field{
+		{key: "RELOADING", text: "RELOADING=1\n", form: wholeLine}, {key: "MONOTONIC_USEC", form: clock}}}
+	stopping     = verb{patience: patient, own: []Field{{key: "STOPPING", text: "STOPPING=1\n", form: wholeLine}}}
+	notification = verb{patience: brief}
+)
 
 // Field is one assignment of a notification, as sd_notify(3) lists them. Of
 // several fields with one key the last counts. A field that cannot be sent makes
 // the call that it is given to return an error, which names the field, says what
 // is wrong with it and wraps [syscall.EINVAL].
 type Field struct {
-	key     string // empty: the field cannot be sent, and text says why
-	text    string
-	number  int64
-	numeric bool // the value is number, not text
+	key    string
+	text   string
+	number int64
+	form   form
 }
+
+// form says what the value of a Field is. STATUS and MAINPID have forms of their
+// own, by which the encoder finds their place.
+type form uint8
+
+const (
+	invalid    form = iota // it cannot be sent; text says why
+	plainText              // text, with each backslash doubled
+	safeText               // as plainText, with control characters replaced
+	statusText             // as safeText, and cut if the notification is too long
+	mainPID                // number, or text if that is 0
+	number
+	clock     // the time at which the notification is encoded
+	wholeLine // text is the whole line, key and newline included
+)
 
 // Status is what the supervisor shows people of the service (STATUS), in one
 // line; an empty text clears it. Control characters become spaces; invalid UTF-8
 // and noncharacters, for which systemd would ignore it, become U+FFFD. It is cut
 // if the notification would exceed 4096 bytes.
-func Status(text string) Field { return Field{key: "STATUS", text: text} }
+func Status(text string) Field { return Field{key: "STATUS", text: text, form: statusText} }
 
 // MainPID is the id of the process that the supervisor is to watch (MAINPID).
 // A pid below 1 is invalid.
 func MainPID(pid int) Field {
-	return integer("MAINPID", int64(pid), pid >= 1, "a process id is at least 1")
+	return integer("MAINPID", mainPID, int64(pid), pid >= 1, "a process id is at least 1")
 }
 
 // Errno is the error number, see errno(3), because of which the service fails
 // (ERRNO). systemd ignores one outside of 0 to 4095, so that is invalid.
 func Errno(errno int) Field {
-	return integer("ERRNO", int64(errno), 0 <= errno && errno <= maxErrno, "an error number is 0 to 4095")
+	return integer("ERRNO", number, int64(errno), 0 <= errno && errno <= maxErrno, "an error number is 0 to 4095")
 }
 
 const maxErrno = 4095 // MAX_ERRNO of Linux
@@ -224,20 +219,20 @@ const maxErrno = 4095 // MAX_ERRNO of Linux
 // (BUSERROR), such as org.freedesktop.DBus.Error.TimedOut. Its text is made safe
 // as that of [Status] is, but never cut. systemd 257 and later ignores a name
 // with quotes, backslashes or anything but ASCII.
-func BusError(name string) Field { return Field{key: "BUSERROR", text: name} }
+func BusError(name string) Field { return Field{key: "BUSERROR", text: name, form: safeText} }
 
 // ExtendTimeout asks the supervisor to end its current time limit, for start, run
 // or stop, no sooner than d from now (EXTEND_TIMEOUT_USEC, in whole
 // microseconds). A negative d is invalid.
 func ExtendTimeout(d time.Duration) Field {
-	return integer("EXTEND_TIMEOUT_USEC", d.Microseconds(), d >= 0, "a duration is not negative")
+	return integer("EXTEND_TIMEOUT_USEC", number, d.Microseconds(), d >= 0, "a duration is not negative")
 }
 
-func integer(key string, value int64, ok bool, rule string) Field {
+func integer(key string, form form, value int64, ok bool, rule string) Field {
 	if !ok {
-		return Field{text: key + "=" + strconv.FormatInt(value, 10) + ": " + rule}
+		return Field{key: key, text: rule, number: value}
 	}
-	return Field{key: key, number: value, numeric: true}
+	return Field{key: key, number: value, form: form}
 }
 
 // Set is any other assignment. The key is made of A to Z, 0 to 9 and _, and does
@@ -245,16 +240,25 @@ func integer(key string, value int64, ok bool, rule string) Field {
 // descriptor: see [Barrier] and [StoreFiles]. The value holds no newline,
 // carriage return or NUL. Any other key or value is invalid.
 func Set(key, value string) Field {
-	rule := ""
+	rule, form := "", plainText
+	switch key {
+	case "BARRIER", "FDSTORE", "MAINPIDFD":
+		rule = "this assignment needs a descriptor"
+	case "STATUS":
+		form = statusText
+	case "BUSERROR":
+		form = safeText
+	case "MAINPID":
+		form = mainPID
+	}
 	switch {
 	case key == "" || '0' <= key[0] && key[0] <= '9' || strings.Trim(key, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "":
 		rule = "a key is made of A to Z, 0 to 9 and _, and does not begin with a digit"
-	case key == "BARRIER" || key == "FDSTORE" || key == "MAINPIDFD":
-		rule = "this assignment needs a descriptor"
 	case strings.ContainsAny(value, "\n\r\x00"):
 		rule = "a value holds no newline, carriage return or NUL"
-	default:
-		return Field{key: key, text: value}
 	}
-	return Field{text: strconv.Quote(key) + "=" + strconv.Quote(value) + ": " + rule}
+	if rule != "" {
+		return Field{text: strconv.Quote(key) + "=" + strconv.Quote(value) + ": " + rule}
+	}
+	return Field{key: key, text: value, form: form}
 }

@@ -18,71 +18,79 @@ const maxDatagram = 4096
 // datagram is a notification in the making. There is room for a STATUS that will
 // be cut, and for what follows it.
 type datagram struct {
-	encoded []byte // what is in buffer
-	says    verbID // the verb whose words that is, without a caller's
-	buffer  [2 * maxDatagram]byte
+	said      *verb // encoded by itself, without a caller's fields
+	encoded   []byte
+	hasStatus bool
+	status    string
+	buffer    [2 * maxDatagram]byte
 }
 
-// encode encodes the verb's own assignments first, STATUS and MAINPID next, and
-// then the other fields in order. Of several with one key the last counts. It
-// returns the status that was said, or nil. Only what is too long takes other
-// memory than d.
-func (d *datagram) encode(v *verb, fields []Field) (encoded []byte, status *Field, err error) {
-	if v.is != otherVerb && v.is == d.says && len(fields) == 0 { // saves a tenth of a send
-		return d.encoded, v.status, nil
+// encode encodes the verb's own fields first, STATUS and MAINPID next, and then
+// the caller's other fields in order. Of several with one key the last counts.
+// Only what is too long takes other memory than d.
+func (d *datagram) encode(v *verb, fields []Field) error {
+	if v == d.said && len(fields) == 0 { // saves a tenth of a send
+		return nil
 	}
-	status, mainPID, others := v.status, v.mainPID, false
+	d.said = nil
+	status, pid, others := v.status, v.mainPID, false
 	for i := range fields {
-		switch f := &fields[i]; f.key {
-		case "":
-			return nil, nil, failed("field", cmp.Or(f.text, `"": a Field is made by a function of this package`), unix.EINVAL)
-		case "STATUS":
+		switch f := &fields[i]; f.form {
+		case invalid:
+			return failed("field", f.fault(), unix.EINVAL)
+		case statusText:
 			status = f
-		case "MAINPID":
-			mainPID = f
+		case mainPID:
+			if pid == nil || pid.number != f.number { // or else its line is at hand
+				pid = f
+			}
 		default:
 			others = true
 		}
 	}
-	d.says = otherVerb
 	b := d.buffer[:0]
 	for i := range v.own {
-		b = appendField(b, last(v.own[i].key, &v.own[i], fields))
+		f := &v.own[i]
+		if others {
+			f = last(f.key, f, fields)
+		}
+		b = appendField(b, f)
 	}
 	begin := len(b)
-	b = appendStatus(b, status, maxDatagram)
+	if d.hasStatus = status != nil; d.hasStatus {
+		d.status = status.text
+		b = appendStatus(b, d.status, maxDatagram)
+	}
 	end := len(b)
-	if mainPID != nil {
-		b = appendField(b, mainPID)
+	if pid != nil {
+		b = appendField(b, pid)
 	}
 	for i := 0; others && i < len(fields); i++ {
 		f := &fields[i]
-		placed := f.key == "STATUS" || f.key == "MAINPID" || last(f.key, nil, v.own) != nil
+		placed := f.form == statusText || f.form == mainPID || last(f.key, nil, v.own) != nil
 		if !placed && last(f.key, f, fields[i+1:]) == f {
 			b = appendField(b, f)
 		}
 	}
-	if excess := len(b) - maxDatagram; excess > 0 { // STATUS is what may be cut
-		b = append(appendStatus(b[:begin], status, end-excess), b[end:]...)
+	if excess := len(b) - maxDatagram; excess > 0 && d.hasStatus {
+		b = append(appendStatus(b[:begin], d.status, end-excess), b[end:]...)
 	}
 	if len(b) > maxDatagram {
-		return nil, nil, unix.EMSGSIZE
+		return failed("send", notifier.peer.Name, unix.EMSGSIZE)
 	}
-	if len(fields) == 0 {
-		d.says, d.encoded = v.is, b
+	d.encoded = b
+	if len(fields) == 0 && v != &reloading {
+		d.said = v
 	}
-	return b, status, nil
+	return nil
 }
 
-// appendStatus appends the line of STATUS, cut so that b ends at end, or nothing
-// if not even an empty one fits.
-func appendStatus(b []byte, status *Field, end int) []byte {
-	if status == nil || len(b)+len("STATUS=\n") > end {
-		return b
+// fault says what an invalid field is, and why it is that.
+func (f *Field) fault() string {
+	if f.key != "" {
+		return f.key + "=" + strconv.FormatInt(f.number, 10) + ": " + f.text
 	}
-	b = append(b, "STATUS="...)
-	b = appendText(b, status.text, end-len("\n"))
-	return append(b, '\n')
+	return cmp.Or(f.text, `"": a Field is made by a function of this package`)
 }
 
 // last returns the last of fields with this key, or else f.
@@ -95,25 +103,43 @@ func last(key string, f *Field, fields []Field) *Field {
 	return f
 }
 
+// appendStatus appends the line of STATUS, cut so that b ends at end, or nothing
+// if not even an empty one fits.
+func appendStatus(b []byte, text string, end int) []byte {
+	if len(b)+len("STATUS=\n") > end {
+		return b
+	}
+	b = append(b, "STATUS="...)
+	b = appendText(b, text, end-len("\n"))
+	return append(b, '\n')
+}
+
 func appendField(b []byte, f *Field) []byte {
+	value := f.number
+	switch f.form {
+	case wholeLine:
+		return append(b, f.text...)
+	case clock:
+		var ok bool
+		if value, ok = monotonic(); !ok {
+			return b
+		}
+	}
 	b = append(b, f.key...)
 	b = append(b, '=')
 	switch {
-	case f.numeric:
-		b = strconv.AppendInt(b, f.number, 10)
-	case f.key == "BUSERROR":
+	case f.form == safeText:
 		b = appendText(b, f.text, math.MaxInt)
-	default:
+	case f.form == plainText, f.form == mainPID && value == 0:
 		b = appendValue(b, f.text)
+	default:
+		b = strconv.AppendInt(b, value, 10)
 	}
 	return append(b, '\n')
 }
 
 // appendValue doubles each backslash: systemd reads it as an escape.
 func appendValue(b []byte, value string) []byte {
-	if n := plain(value); n == len(value) {
-		return append(b, value...)
-	}
 	for i := range len(value) {
 		if value[i] == '\\' {
 			b = append(b, '\\')
@@ -131,22 +157,23 @@ func appendText(b []byte, text string, end int) []byte {
 		text = text[n:]
 	}
 	for _, r := range text { // an invalid byte comes as U+FFFD
-		var encoded [utf8.UTFMax]byte
-		size := 1
 		switch {
 		case r < ' ', r >= 0x7f && r < 0xa0: // C0, DEL and C1
-			encoded[0] = ' '
-		case r == '\\':
-			size = copy(encoded[:], `\\`)
+			r = ' '
 		case noncharacter(r):
-			size = utf8.EncodeRune(encoded[:], utf8.RuneError)
-		default:
-			size = utf8.EncodeRune(encoded[:], r)
+			r = utf8.RuneError
+		}
+		size := utf8.RuneLen(r)
+		if r == '\\' {
+			size = 2
 		}
 		if len(b)+size > end {
 			break
 		}
-		b = append(b, encoded[:size]...)
+		if r == '\\' {
+			b = append(b, '\\')
+		}
+		b = utf8.AppendRune(b, r)
 	}
 	return b
 }

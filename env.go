@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"maps"
 	"os"
 	"strconv"
 	"sync"
@@ -40,14 +39,15 @@ func Detect() Supervisor {
 // supervisor returns what Detect does, and the value of the variable that names
 // the supervisor.
 func supervisor() (who Supervisor, value string) {
-	if value = getenv("UPSTART_JOB"); value != "" {
-		return Upstart, value
+	job, _ := syscall.Getenv("UPSTART_JOB")
+	value, _ = syscall.Getenv("NOTIFY_SOCKET")
+	if job == "" && value != "" && !remembered.any.Load() {
+		return Systemd, value // what is most common costs no more calls than that
 	}
-	if value = getenv("NOTIFY_SOCKET"); value != "" {
-		return Systemd, value
-	}
-	if value = getenv("NOTIFY_FD"); value != "" {
-		return Descriptor, value
+	for i, key := range [...]string{"UPSTART_JOB", "NOTIFY_SOCKET", "NOTIFY_FD"} {
+		if value = getenv(key); value != "" {
+			return Upstart + Supervisor(i), value
+		}
 	}
 	return None, ""
 }
@@ -73,60 +73,46 @@ func UnsetEnvironment() {
 		"LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES")
 }
 
-// remembered holds the values of the variables that unsetenv removed. The map
-// is replaced, never changed.
-var (
-	remembered   atomic.Pointer[map[string]string]
-	rememberedMu sync.Mutex // held while the map is replaced
-)
+// remembered holds the values of the variables that unsetenv removed.
+var remembered struct {
+	sync.Mutex
+	any    atomic.Bool
+	values map[string]string
+}
 
 // getenv returns the variable's value, or the one that unsetenv removed. It does
 // not allocate.
 func getenv(key string) string {
-	value, ok := syscall.Getenv(key)
-	values := remembered.Load()
-	if values == nil {
-		return value
-	}
-	old, wasRemoved := (*values)[key]
-	switch {
-	case !ok:
-		return old
-	case wasRemoved:
-		forget(key)
+	value, _ := syscall.Getenv(key)
+	if remembered.any.Load() {
+		value = recall(key)
 	}
 	return value
 }
 
-// forget drops the remembered value of a variable that has been set again:
-// one test's supervisor must not become that of the next.
-func forget(key string) {
-	rememberedMu.Lock()
-	defer rememberedMu.Unlock()
-	if _, ok := os.LookupEnv(key); !ok { // unsetenv was removing it just now
-		return
+func recall(key string) string {
+	remembered.Lock()
+	defer remembered.Unlock()
+	value, ok := syscall.Getenv(key)
+	if !ok {
+		return remembered.values[key]
 	}
-	values := maps.Clone(*remembered.Load())
-	delete(values, key)
-	remembered.Store(&values)
+	// One test's supervisor must not become that of the next.
+	delete(remembered.values, key)
+	return value
 }
 
 func unsetenv(keys ...string) {
-	rememberedMu.Lock()
-	defer rememberedMu.Unlock()
-	values := map[string]string{}
-	if old := remembered.Load(); old != nil {
-		values = maps.Clone(*old)
-	}
+	remembered.Lock()
+	defer remembered.Unlock()
 	for _, key := range keys {
-		if value, ok := os.LookupEnv(key); ok {
-			values[key] = value
+		if value, ok := syscall.Getenv(key); ok {
+			if remembered.values == nil {
+				remembered.values = map[string]string{}
+			}
+			remembered.values[key] = value
+			remembered.any.Store(true) // before a getenv can miss it
+			os.Unsetenv(key)
 		}
-	}
-	// Stored before the first is removed: a concurrent getenv finds each value
-	// in one place or the other.
-	remembered.Store(&values)
-	for _, key := range keys {
-		os.Unsetenv(key)
 	}
 }

@@ -31,17 +31,7 @@ type passedFD struct {
 }
 
 // keepPassed runs before main, when the descriptors are there for certain.
-func keepPassed() {
-	count, names := passedFiles()
-	for i := range count {
-		fd := firstPassed + i
-		id := identify(fd)
-		if id == (identity{}) { // the environment promises too much
-			break
-		}
-		passed.atStart = append(passed.atStart, passedFD{checkedFD{fd, id}, nameOf(i, names)})
-	}
-}
+func keepPassed() { passed.atStart = promised() }
 
 // Files returns the descriptors that the supervisor passed: those of socket
 // activation and those that [StoreFiles] stored before a restart. There are
@@ -65,40 +55,40 @@ func Files() []*os.File {
 }
 
 func takeFiles() (files []*os.File) {
-	count, names := passedFiles()
-	for i := range count {
-		fd := uintptr(firstPassed + i)
-		flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0)
-		replaced := i < len(passed.atStart) && !passed.atStart[i].valid()
-		if err != nil || replaced || flags&unix.FD_CLOEXEC != 0 { // our own: no such one is passed
+	for i, f := range promised() {
+		flags, _ := unix.FcntlInt(uintptr(f.fd), unix.F_GETFD, 0)
+		replaced := i < len(passed.atStart) && passed.atStart[i].id != f.id
+		if replaced || flags&unix.FD_CLOEXEC != 0 { // our own: no such one is passed
 			break
 		}
-		unix.CloseOnExec(int(fd))
-		files = append(files, os.NewFile(fd, nameOf(i, names)))
+		unix.CloseOnExec(f.fd)
+		files = append(files, os.NewFile(uintptr(f.fd), f.name))
 	}
 	return files
 }
 
-func nameOf(i int, names []string) string {
-	if i < len(names) {
-		return names[i]
-	}
-	return "unknown"
-}
-
-// passedFiles parses what the environment says of descriptors for this process.
-func passedFiles() (count int, names []string) {
-	if !namesPID(getenv("LISTEN_PID")) {
-		return 0, nil
-	}
+// promised returns the descriptors that the environment promises to this process,
+// up to the first that is not there.
+func promised() (files []passedFD) {
 	count, err := strconv.Atoi(getenv("LISTEN_FDS"))
-	if err != nil || count < 0 || count > math.MaxInt32-firstPassed {
-		return 0, nil
+	if err != nil || count > math.MaxInt32-firstPassed || !namesPID(getenv("LISTEN_PID")) {
+		return nil
 	}
+	var names []string
 	if value := getenv("LISTEN_FDNAMES"); value != "" {
 		names = strings.Split(value, ":")
 	}
-	return count, names
+	for i := range count {
+		f := passedFD{checkedFD{firstPassed + i, identify(firstPassed + i)}, "unknown"}
+		if f.id == (identity{}) {
+			break
+		}
+		if i < len(names) {
+			f.name = names[i]
+		}
+		files = append(files, f)
+	}
+	return files
 }
 
 // passFilesOn has the program that is executed next inherit what the supervisor
@@ -156,8 +146,8 @@ func StoreFiles(name string, files ...*os.File) error {
 		rights[i] = fd
 	}
 	for some := range slices.Chunk(rights, maxRights) {
-		err := send(nil, brief, address, named("FDSTORE", name), nil, some)
-		if err != nil {
+		v := verb{own: []Field{{text: "FDSTORE=1\n", form: wholeLine}}, rights: some, patience: brief}
+		if err := send(address, &v, []Field{Set("FDNAME", name)}); err != nil {
 			return err
 		}
 	}
@@ -175,12 +165,10 @@ func RemoveFiles(name string) error {
 	if !validName(name) {
 		return failed("remove files", strconv.Quote(name), unix.EINVAL)
 	}
-	return send(nil, brief, address, named("FDSTOREREMOVE", name), nil, nil)
+	return send(address, &removal, []Field{Set("FDNAME", name)})
 }
 
-func named(key, name string) *verb {
-	return &verb{own: []Field{{key: key, text: "1"}, {key: "FDNAME", text: name}}}
-}
+var removal = verb{own: []Field{{text: "FDSTOREREMOVE=1\n", form: wholeLine}}, patience: brief}
 
 // validName tells whether systemd takes name as FDNAME.
 func validName(name string) bool {

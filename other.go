@@ -5,7 +5,6 @@ package daemon
 import (
 	"context"
 	"os"
-	"time"
 )
 
 // A system that is no Unix has nobody to notify and nothing to detach from.
@@ -20,13 +19,13 @@ const implicit = 0
 
 func detach(int) error { return nil }
 
-var notifier struct{ readyStatus, lastStatus Field }
+var notifier struct{ lastStatus Field }
 
-func notify(<-chan struct{}, time.Duration, *verb, []Field) error { return nil }
+func notify(*verb, []Field) error { return nil }
 
-func sendReady(string, []Field) error { return nil }
+func readyFor([]Field) *verb { return nil }
 
-func monotonic() (usec int64, ok bool) { return 0, false }
+func send(string, *verb, []Field) error { return nil }
 
 func errnoOf(error) (errno int, ok bool) { return 0, false }
 

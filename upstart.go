@@ -26,10 +26,11 @@ func stopOnce() error {
 	if pid() == 1 { // see kill(2)
 		return failed("raise SIGSTOP", "as PID 1 of a namespace", unix.EPERM)
 	}
-	if err := checkProgram("unset UPSTART_JOB"); err != nil {
-		return failed("raise", "SIGSTOP", err)
+	err := checkProgram("unset UPSTART_JOB")
+	if err == nil {
+		err = raise(unix.SIGSTOP)
 	}
-	if err := raise(unix.SIGSTOP); err != nil {
+	if err != nil {
 		return failed("raise", "SIGSTOP", err)
 	}
 	stopped.done = true

@@ -11,15 +11,9 @@ import (
 
 // Heartbeat tells the supervisor that the program is alive (WATCHDOG=1).
 // [RunWatchdog] calls it in a loop.
-func Heartbeat() error {
-	return notify(nil, brief, &heartbeatVerb, nil)
-}
+func Heartbeat() error { return notify(&heartbeat, nil) }
 
-var (
-	heartbeatVerb = verb{is: heartbeat, own: []Field{{key: "WATCHDOG", text: "1"}}}
-	complaintVerb = verb{is: complaint}
-	recoveryVerb  = verb{own: heartbeatVerb.own, status: &notifier.lastStatus}
-)
+var heartbeat = verb{own: []Field{{key: "WATCHDOG", text: "WATCHDOG=1\n", form: wholeLine}}, patience: brief}
 
 // WatchdogTimeout returns the time within which the supervisor wants to see a
 // heartbeat (WATCHDOG_USEC, see sd_watchdog_enabled(3)); beat at half of it. It is
@@ -68,21 +62,31 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 	if timeout == 0 {
 		return err
 	}
+	beat := verb{own: heartbeat.own, patience: brief, ctx: ctx}
+	complaint := verb{complaint: true, patience: brief, ctx: ctx}
+	recovery := beat // in one message, so that neither part gets through alone
+	recovery.status = &notifier.lastStatus
+
 	period := timeout / 2
 	ticker := time.NewTicker(period)
 	defer ticker.Stop()
-	complained := false
+	complained := false // the supervisor may be showing it
 	for ctx.Err() == nil {
-		if result, ok := check(ctx, healthy); ok {
-			complained = report(ctx.Done(), result, complained)
-			next := timeout / 2
-			if result != nil { // the second half would end when the supervisor's patience does
-				next = timeout / 8
-			}
-			if next != period {
-				period = next
-				ticker.Reset(period)
-			}
+		next := timeout / 2
+		switch result, ok := check(ctx, healthy); {
+		case !ok:
+		case result != nil:
+			_ = notify(&complaint, []Field{Status(result.Error())})
+			complained = true
+			next = timeout / 8 // the second half would end when the supervisor's patience does
+		case complained:
+			complained = notify(&recovery, nil) != nil
+		default:
+			_ = notify(&beat, nil)
+		}
+		if next != period {
+			period = next
+			ticker.Reset(period)
 		}
 		select {
 		case <-ctx.Done():
@@ -92,8 +96,8 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 	return nil
 }
 
-// check runs healthy in a goroutine of its own, so that one that blocks does
-// not outlast ctx; ok is false where ctx ended first.
+// check runs healthy in a goroutine of its own, so that one that blocks does not
+// outlast ctx. ok is false if ctx ended first.
 func check(ctx context.Context, healthy func() error) (result error, ok bool) {
 	if healthy == nil {
 		return nil, true
@@ -102,23 +106,7 @@ func check(ctx context.Context, healthy func() error) (result error, ok bool) {
 	go func() { results <- healthy() }()
 	select {
 	case result = <-results:
-		return result, ctx.Err() == nil // that ctx has ended is no complaint
 	case <-ctx.Done():
-		return nil, false
 	}
-}
-
-// report tells the supervisor, and gives up when done is closed. It returns
-// whether the supervisor may be showing a complaint from now on.
-func report(done <-chan struct{}, result error, complained bool) bool {
-	switch {
-	case result != nil:
-		_ = notify(done, brief, &complaintVerb, []Field{Status(result.Error())})
-		return true
-	case complained:
-		// Sent together, so that neither gets through alone.
-		return notify(done, brief, &recoveryVerb, nil) != nil
-	}
-	_ = notify(done, brief, &heartbeatVerb, nil)
-	return false
+	return result, ctx.Err() == nil // that ctx has ended is no complaint
 }

@@ -62,6 +62,12 @@ var serviceSteps = map[string]func(text string){
 		fmt.Printf("%s\n", content[:n])
 	},
 	"sleep": func(string) { time.Sleep(time.Hour) },
+	"serve": func(string) { // until SIGTERM
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, unix.SIGTERM)
+		must(send(os.Getenv("NOTIFY_SOCKET"), "READY=1"))
+		<-signals
+	},
 	"exit": func(text string) {
 		code, err := strconv.Atoi(text)
 		must(err)
@@ -340,10 +346,7 @@ func TestFailureTellsTheTimesFromTheStart(t *testing.T) {
 }
 
 func TestServiceIsStopped(t *testing.T) {
-	cmd := shell(fmt.Sprintf(`trap '%s=service "$0" "say STOPPING=1"; exit 3' TERM
-		%s=service "$0" "say READY=1"; while :; do sleep 0.01; done`, testProgram, testProgram))
-	cmd.Args[3] = program(t, "service").Path
-	u := Service(t, cmd, NotifyAccessAll())
+	u := Service(t, serviceProgram(t, "serve", "say STOPPING=1", "exit 3"))
 	stopped := u.Stop(t.Context())
 	if stopped.Status.ExitStatus() != 3 || stopped.Stopping == nil || stopped.After <= 0 {
 		t.Errorf("%+v", stopped)
@@ -366,10 +369,12 @@ func TestServiceIsStopped(t *testing.T) {
 
 func TestStopIsForTheWholeService(t *testing.T) {
 	marker := filepath.Join(t.TempDir(), "marker")
-	u := StartService(t, shell(`sh -c 'trap "echo got TERM >\"\$1\"; exit" TERM; echo up; while :; do sleep 0.01; done' sh "$1"; true`, marker))
+	u := StartService(t, shell(`trap 'wait; exit' TERM
+		sh -c 'trap "echo got TERM >\"\$1\"; exit" TERM; echo up; while :; do sleep 0.01; done' sh "$1" &
+		while :; do sleep 0.01; done`, marker))
 	eventually(t, "the child is up", func() bool { return u.Output() == "up\n" })
 	u.Stop(t.Context())
-	if text, err := os.ReadFile(marker); string(text) != "got TERM\n" && err == nil {
+	if text, err := os.ReadFile(marker); string(text) != "got TERM\n" {
 		t.Errorf("the child said %q, %v", text, err)
 	}
 }
