@@ -6,11 +6,102 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
+
+// marker is the environment variable that makes a launcher, or a daemon, of the
+// process that it names: COPY:ROLE:NUMBER:…:NAME. It is gone before main runs.
+const marker = "_DAEMON_DETACH"
+
+// launcherMark makes a launcher of the process that executes the program.
+type launcherMark struct {
+	pid      int // of that process
+	stderr   int // see muteStderr
+	how      int // the daemon comes about: by Ready, or by an explicit Detach
+	replaced int // see replacedStandard
+	name     string
+}
+
+const (
+	implicit = iota
+	explicit
+)
+
+func (m launcherMark) String() string {
+	return formatMark("launcher", m.name, m.pid, m.stderr, m.how, m.replaced)
+}
+
+// formatMark makes the variable for this copy of the package. The name, which is
+// what ps(1) shows of the program, may hold anything.
+func formatMark(role, name string, numbers ...int) string {
+	m := marker + "=" + packagePath() + ":" + role
+	for _, n := range numbers {
+		m += ":" + strconv.Itoa(n)
+	}
+	return m + ":" + name
+}
+
+// parseMark returns a launcherMark, a daemonMark or, if the value is malformed, nil;
+// and the copy of the package that it is for.
+func parseMark(value string) (owner string, mark any) {
+	var l launcherMark
+	var d daemonMark
+	owner, rest, _ := strings.Cut(value, ":")
+	switch {
+	case scanMark(rest, "launcher", &l.name, &l.pid, &l.stderr, &l.how, &l.replaced):
+		return owner, l
+	case scanMark(rest, "daemon", &d.name, &d.launcher, &d.fd, &d.replaced):
+		return owner, d
+	}
+	return owner, nil
+}
+
+func scanMark(text, role string, name *string, numbers ...*int) (ok bool) {
+	*name, ok = strings.CutPrefix(text, role+":")
+	for _, n := range numbers {
+		field, rest, _ := strings.Cut(*name, ":")
+		number, err := strconv.Atoi(field)
+		*n, *name, ok = number, rest, ok && err == nil
+	}
+	return ok
+}
+
+// takeMarker removes the marker from the environment and returns what it says to
+// this copy of the package. What is for another copy stays for that one's init. A
+// setuid program takes no orders from its caller's environment.
+func takeMarker() (mark any) {
+	value, marked := os.LookupEnv(marker)
+	owner, mark := parseMark(value)
+	if !marked || mark != nil && owner != packagePath() {
+		return nil
+	}
+	os.Unsetenv(marker)
+	if secure() {
+		return nil
+	}
+	return mark
+}
+
+// detachedByCopy reports whether another copy has made a daemon of this process.
+// The launcher has put the marker behind all other variables.
+func detachedByCopy() bool {
+	value, marked := strings.CutPrefix(lastVariable(), marker+"=")
+	owner, mark := parseMark(value)
+	_, isDaemon := mark.(daemonMark)
+	return marked && isDaemon && owner != packagePath()
+}
+
+// packagePath tells one copy of this package in a program from another, such as
+// a fork of it or its next major version.
+func packagePath() string {
+	pc, _, _, _ := runtime.Caller(0)
+	return strings.TrimSuffix(runtime.FuncForPC(pc).Name(), ".packagePath")
+}
 
 // What the launcher reads from the pipe: words of the daemon, and its own that
 // the daemon has ended. One reader of one pipe sees which came first.
@@ -22,7 +113,7 @@ const (
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
 // daemon says, or as the daemon ends.
-func launch(m mark) {
+func launch(m launcherMark) {
 	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
 	if signal.Ignored(unix.SIGCHLD) { // which would take the daemon's exit status away
@@ -67,14 +158,14 @@ func catch(c chan<- os.Signal, signals ...os.Signal) {
 
 // startDaemon starts the program once more. The daemon inherits the end w of the
 // pipe, whose number is above the caller's own.
-func startDaemon(m mark, w int) (child int) {
+func startDaemon(m launcherMark, w int) (child int) {
 	path, err := program()
 	exitOn("find", path, err)
 	_, err = unix.FcntlInt(uintptr(w), unix.F_SETFD, 0)
 	exitOn("pass on", "pipe", err)
-	m.role, m.fd = daemonRole, w
+	mark := daemonMark{pid(), w, m.replaced, m.name}
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
-		Env:   append(atStart.env, m.String()),
+		Env:   append(atStart.env, mark.String()),
 		Files: []uintptr{0, 1, 2},
 	})
 	exitOn("start", atStart.args[0], err)
