@@ -1,10 +1,10 @@
 package daemon
 
 import (
-	"io"
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -82,22 +82,25 @@ func duplicateFrom(fd, lowest int) (int, error) {
 	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, lowest)
 }
 
-// readFile returns what is in a file of proc(5), as far as it can be read.
+// readFile returns what is in a file of proc(5), as far as it can be read. It does
+// without the runtime's poller, which throws if there is no descriptor left for it,
+// and without package os, whose files make a program larger.
 func readFile(path string) string {
-	file := openFile(path, unix.O_RDONLY)
-	defer file.Close()
-	text, _ := io.ReadAll(file)
-	return string(text)
-}
-
-// openFile is os.OpenFile without the runtime's poller, which throws if there is
-// no descriptor left for it. A file that cannot be opened cannot be read, either.
-func openFile(path string, flags int) *os.File {
-	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil
+		return ""
 	}
-	return os.NewFile(uintptr(fd), path)
+	defer unix.Close(fd)
+	var text []byte
+	for {
+		text = slices.Grow(text, 4096)
+		n, err := unix.Read(fd, text[len(text):cap(text)])
+		if n > 0 {
+			text = text[:len(text)+n]
+		} else if err != unix.EINTR {
+			return string(text)
+		}
+	}
 }
 
 // auxiliary returns a value of the auxiliary vector, see getauxval(3).
@@ -253,18 +256,26 @@ func dieOf(signal unix.Signal) {
 // setName gives all threads the program's name: what was executed as
 // /proc/self/exe is called exe. A thread that begins meanwhile may still be.
 func setName(name string) {
-	const tasks = "/proc/self/task/"
+	const tasks = "/proc/self/task"
+	directory, err := unix.Open(tasks, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(directory)
 	for named := 0; ; {
-		directory := openFile(tasks, unix.O_RDONLY|unix.O_DIRECTORY)
-		threads, _ := directory.Readdirnames(-1)
-		directory.Close()
+		var entries [4096]byte
+		_, _ = unix.Seek(directory, 0, 0)
+		n, _ := unix.ReadDirent(directory, entries[:])
+		_, _, threads := unix.ParseDirent(entries[:max(n, 0)], -1, nil)
 		if len(threads) <= named {
 			return
 		}
 		for _, thread := range threads {
-			comm := openFile(tasks+thread+"/comm", unix.O_WRONLY)
-			_, _ = comm.WriteString(name)
-			comm.Close()
+			fd, err := unix.Open(tasks+"/"+thread+"/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+			if err == nil {
+				_ = write(fd, name)
+				unix.Close(fd)
+			}
 		}
 		named = len(threads)
 	}
