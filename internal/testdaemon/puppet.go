@@ -125,7 +125,12 @@ func peer(t testing.TB, conn net.Conn) (pid int) {
 // Marker returns the variable that made a launcher or a daemon of the process.
 func (p *Puppet) Marker() string {
 	p.t.Helper()
-	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.PID))
+	var environ []byte
+	var err error
+	WaitUntil(p.t, "rights to see the environment", func() bool { // a launcher gives none at first
+		environ, err = os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.PID))
+		return !errors.Is(err, os.ErrPermission)
+	})
 	if err != nil {
 		p.t.Fatal(err)
 	}
