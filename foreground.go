@@ -66,7 +66,7 @@ func isHeld() bool {
 // (hidepid=): that may be a supervisor.
 func parentHidden() bool {
 	parent := parentOf("self")
-	return parent > 1 && nameOfProcess(strconv.Itoa(parent)) == "" && parentOf("self") == parent
+	return parent > 1 && nameOfProcess("self") != "" && nameOfProcess(strconv.Itoa(parent)) == "" && parentOf("self") == parent
 }
 
 // inSessionOfPID1 reports whether this is a container whose entry point is a
