@@ -358,7 +358,7 @@ func TestDescriptorThatCannotBeToldIsAnError(t *testing.T) {
 		t.Run(fmt.Sprintf("nobody reads %d", number), func(t *testing.T) {
 			t.Parallel()
 			p, line, d := withDescriptor(t, pipe, number)
-			d.read.Close()
+			testdaemon.CloseForAll(d.read.Close)
 			refuses(t, line, p, strconv.Itoa(number), broken)
 		})
 		t.Run(fmt.Sprintf("end for reading as %d", number), func(t *testing.T) {

@@ -51,7 +51,7 @@ func BindMailbox(t testing.TB, address string) *Mailbox {
 // Close leaves the path where it is.
 func (m *Mailbox) Close() {
 	if m.FD >= 0 {
-		unix.Close(m.FD)
+		CloseForAll(func() error { return unix.Close(m.FD) })
 	}
 	m.FD = -1
 }
