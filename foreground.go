@@ -122,10 +122,12 @@ var silentSupervisors = []string{
 // start the program over and over if it left, or keeps its pid.
 func startedBySupervisor() bool {
 	parent := strconv.Itoa(parentOf("self"))
-	name, line := nameOfProcess(parent), readProcess(parent, "cmdline")
-	if name == "start-stop-daem" || name == "busybox" && strings.Contains(line, "\x00start-stop-daemon\x00") {
+	name := nameOfProcess(parent)
+	if name == "start-stop-daem" || name == "busybox" {
+		line := readProcess(parent, "cmdline")
 		own, _, _ := strings.Cut(line, "\x00--\x00")
-		return slices.ContainsFunc(strings.Split(own, "\x00"), isBackgroundOption)
+		isApplet := name != "busybox" || strings.Contains(line, "\x00start-stop-daemon\x00")
+		return isApplet && slices.ContainsFunc(strings.Split(own, "\x00"), isBackgroundOption)
 	}
 	return slices.Contains(silentSupervisors, name)
 }

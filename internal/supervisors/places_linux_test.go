@@ -246,10 +246,7 @@ func TestStartStopDaemonIsAParentForAWhile(t *testing.T) {
 				if err := unix.Mkfifo(fifo, 0o600); err != nil {
 					t.Fatal(err)
 				}
-				shell := filepath.Join(s.dir, "start-stop-daemon")
-				if err := os.Symlink("/bin/sh", shell); err != nil {
-					t.Fatal(err)
-				}
+				shell := s.shellCalled("start-stop-daemon")
 				program := s.write("program", strings.ReplaceAll(script, "DIR", s.dir))
 				s.start(append([]string{shell, program}, strings.Fields(options)...)...)
 				p := s.Process()
@@ -263,12 +260,7 @@ func TestStartStopDaemonIsAParentForAWhile(t *testing.T) {
 					}
 					testdaemon.WaitUntil(t, "the parent's end", func() bool { return p.Stat().Parent != parent })
 				}
-				if stays {
-					p.Do("ready")
-					mustBeAlone(t, s.Line, p)
-				} else {
-					becomesDaemon(p, "ready")
-				}
+				staysOrLeaves(t, s.Line, p, "ready", stays)
 			})
 		}
 	}
@@ -280,17 +272,9 @@ func TestStartStopDaemonOfBusybox(t *testing.T) {
 		t.Run(options, func(t *testing.T) {
 			t.Parallel()
 			s := newService(t, testdaemon.NewLine(t), "setsid PUPPET; exit $?")
-			shell := filepath.Join(s.dir, "busybox")
-			if err := os.Symlink("/bin/sh", shell); err != nil {
-				t.Fatal(err)
-			}
+			shell := s.shellCalled("busybox")
 			s.start(append([]string{shell, s.run}, strings.Fields(options)...)...)
-			if p := s.Process(); stays {
-				p.Do("ready")
-				mustBeAlone(t, s.Line, p)
-			} else {
-				becomesDaemon(p, "ready")
-			}
+			staysOrLeaves(t, s.Line, s.Process(), "ready", stays)
 		})
 	}
 }
@@ -301,17 +285,9 @@ func TestProgramThatAUserManagerStartsStays(t *testing.T) {
 		t.Run(script, func(t *testing.T) {
 			t.Parallel()
 			s := newService(t, testdaemon.NewLine(t), script+"; exit $?")
-			systemd := filepath.Join(s.dir, "systemd")
-			if err := os.Symlink("/bin/sh", systemd); err != nil {
-				t.Fatal(err)
-			}
+			systemd := s.shellCalled("systemd")
 			s.start("sh", "-c", quote(systemd)+" "+quote(s.run)+" 2>&1 | cat")
-			if p := s.Process(); stays {
-				p.Do("ready")
-				mustBeAlone(t, s.Line, p)
-			} else {
-				becomesDaemon(p, "ready")
-			}
+			staysOrLeaves(t, s.Line, s.Process(), "ready", stays)
 		})
 	}
 }
@@ -367,12 +343,7 @@ func TestProcessThatSystemdHasExecutedStays(t *testing.T) {
 			t.Parallel()
 			s := newService(t, testdaemon.NewLine(t), test.script)
 			s.start(s.run)
-			if p := s.Process(); test.stays {
-				p.Do("ready")
-				mustBeAlone(t, s.Line, p)
-			} else {
-				becomesDaemon(p, "ready")
-			}
+			staysOrLeaves(t, s.Line, s.Process(), "ready", test.stays)
 		})
 	}
 }
@@ -413,12 +384,7 @@ func TestForegroundAndBackground(t *testing.T) {
 					for _, order := range test.orders {
 						p.Do(order)
 					}
-					if test.stays {
-						p.Do(verb)
-						mustBeAlone(t, s.Line, p)
-					} else {
-						becomesDaemon(p, verb)
-					}
+					staysOrLeaves(t, s.Line, p, verb, test.stays)
 				})
 			}
 		}

@@ -47,6 +47,16 @@ func (s *service) write(name, text string) (path string) {
 	return path
 }
 
+// shellCalled returns the path of a shell whose processes have this name.
+func (s *service) shellCalled(name string) (path string) {
+	s.T.Helper()
+	path = filepath.Join(s.dir, name)
+	if err := os.Symlink("/bin/sh", path); err != nil {
+		s.Fatal(err)
+	}
+	return path
+}
+
 // withPuppet puts the command in the place of PUPPET. It does without the
 // caller's environment, which OpenRC clears.
 func withPuppet(l *testdaemon.Line, script string) string {
@@ -210,6 +220,18 @@ func becomesDaemon(p *testdaemon.Puppet, order string) *testdaemon.Puppet {
 	return daemon
 }
 
+// staysOrLeaves has a process call Ready or Detach, and fails the test unless it
+// stays, or becomes a daemon.
+func staysOrLeaves(t *testing.T, l *testdaemon.Line, p *testdaemon.Puppet, order string, stays bool) {
+	t.Helper()
+	if !stays {
+		becomesDaemon(p, order)
+		return
+	}
+	p.Do(order)
+	mustBeAlone(t, l, p)
+}
+
 func TestSupervisedProgramStaysInTheForeground(t *testing.T) {
 	for _, verb := range []string{"ready", "detach"} {
 		t.Run(verb, func(t *testing.T) {
@@ -306,18 +328,8 @@ func TestSupervisorIsKnownByItsName(t *testing.T) {
 			t.Parallel()
 			line := testdaemon.NewLine(t)
 			s := newService(t, line, "")
-			shell := filepath.Join(s.dir, name)
-			if err := os.Symlink("/bin/sh", shell); err != nil {
-				t.Fatal(err)
-			}
-			s.start(shell, "-c", withPuppet(line, "PUPPET; exit $?"))
-			p := line.Process()
-			if !known {
-				becomesDaemon(p, "ready")
-				return
-			}
-			p.Do("ready")
-			mustBeAlone(t, line, p)
+			s.start(s.shellCalled(name), "-c", withPuppet(line, "PUPPET; exit $?"))
+			staysOrLeaves(t, line, line.Process(), "ready", known)
 		})
 	}
 }
