@@ -33,7 +33,6 @@ type Supervised struct {
 	// the descriptor.
 	After time.Duration
 
-	path    string
 	fd      int
 	pipe    *os.File
 	write   *os.File   // its other end
@@ -71,7 +70,7 @@ func NotifyFD(t TB, cmd *exec.Cmd) *Supervised {
 
 func notifyFD(ctx context.Context, t TB, cmd *exec.Cmd) *Supervised {
 	t.Helper()
-	s := &Supervised{path: cmd.Path, fd: 3 + len(cmd.ExtraFiles)}
+	s := &Supervised{fd: 3 + len(cmd.ExtraFiles)}
 	s.parent = newParent(t, s.reported)
 	if err := s.start(t, cmd); err != nil {
 		t.Fatalf("daemontest: command under NOTIFY_FD: %v", err)
@@ -193,6 +192,6 @@ func (s *Supervised) fail(what string) *Supervised {
 		what += ", its context having ended"
 	}
 	s.parent.end() // before printed is complete
-	s.parent.t.Fatalf("daemontest: command %s under NOTIFY_FD %s%s", s.path, what, s.parent.words())
+	s.parent.t.Fatalf("daemontest: command %s under NOTIFY_FD %s%s", s.parent.path, what, s.parent.words())
 	return nil
 }

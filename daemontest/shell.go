@@ -76,7 +76,6 @@ func Shell(t TB, cmd *exec.Cmd) *Detached {
 // that was started; Signal and Wait are about it too.
 type Session struct {
 	Process
-	path     string
 	terminal *os.File // its keyboard and screen
 	screen   transcript
 	copied   chan struct{} // closed when screen has all there will be
@@ -92,7 +91,6 @@ type Session struct {
 func StartShell(t TB, cmd *exec.Cmd) *Session {
 	t.Helper()
 	s := &Session{
-		path:   cmd.Path,
 		copied: make(chan struct{}),
 		prompt: []byte("\x00" + rand.Text() + "\x00"),
 	}
@@ -245,9 +243,9 @@ func (s *Session) Expect(ctx context.Context, text string) {
 	})
 	switch {
 	case err != nil:
-		s.parent.t.Fatalf("daemontest: %s has not printed %q%s%s; %s", s.path, text, because(err), s.history(), lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s has not printed %q%s%s; %s", s.parent.path, text, because(err), s.history(), lastWords([]byte(s.Output())))
 	case !found:
-		s.parent.t.Fatalf("daemontest: %s has returned and not printed %q; %s", s.path, text, lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s has returned and not printed %q; %s", s.parent.path, text, lastWords([]byte(s.Output())))
 	}
 }
 
@@ -278,9 +276,9 @@ func (s *Session) Stopped(ctx context.Context) syscall.Signal {
 	})
 	switch {
 	case err != nil:
-		s.parent.t.Fatalf("daemontest: %s has not been stopped%s%s; %s", s.path, because(err), s.history(), lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s has not been stopped%s%s; %s", s.parent.path, because(err), s.history(), lastWords([]byte(s.Output())))
 	case last.Event == hasEnded:
-		s.parent.t.Fatalf("daemontest: %s %s and was not stopped; %s", s.path, describe(last.Status), lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s %s and was not stopped; %s", s.parent.path, describe(last.Status), lastWords([]byte(s.Output())))
 	}
 	return last.Status.StopSignal()
 }
@@ -314,7 +312,7 @@ func (s *Session) Prompt(ctx context.Context) *Detached {
 		history := s.lastHistory()
 		s.close()
 		s.parent.end()
-		s.parent.t.Fatalf("daemontest: %s has not returned%s: it has not called Ready, or stays in the foreground%s; %s", s.path, because(err), history, lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s has not returned%s: it has not called Ready, or stays in the foreground%s; %s", s.parent.path, because(err), history, lastWords([]byte(s.Output())))
 		return nil
 	}
 	output, _, _ := bytes.Cut(s.screen.all(), s.prompt)

@@ -20,8 +20,6 @@ type Job struct {
 
 	// Ready is the stop by which the job said that it is ready.
 	Ready Stop
-
-	path string
 }
 
 // A Stop is that of a job's main process.
@@ -73,7 +71,7 @@ func Upstart(t TB, cmd *exec.Cmd) *Job {
 
 func upstart(ctx context.Context, t TB, cmd *exec.Cmd) *Job {
 	t.Helper()
-	j := &Job{path: cmd.Path}
+	j := new(Job)
 	j.parent = newParent(t, nil)
 	c := *cmd
 	j.parent.capture(&c)
@@ -102,7 +100,7 @@ func (j *Job) Respawn(ctx context.Context) *Job {
 	if err != nil {
 		return j.fail(fmt.Sprintf("has not been respawned%s%s", because(err), j.lastHistory()))
 	}
-	again := &Job{Process: Process{PID: pid, parent: j.parent}, path: j.path}
+	again := &Job{Process: Process{PID: pid, parent: j.parent}}
 	return again.started(ctx)
 }
 
@@ -127,7 +125,7 @@ func (j *Job) fail(what string) *Job {
 		what += ", its context having ended"
 	}
 	j.parent.end() // before printed is complete
-	j.parent.t.Fatalf("daemontest: upstart job %s %s%s", j.path, what, j.parent.words())
+	j.parent.t.Fatalf("daemontest: upstart job %s %s%s", j.parent.path, what, j.parent.words())
 	return nil
 }
 
