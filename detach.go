@@ -141,12 +141,12 @@ func sameRights() bool {
 // a test binary, or a program that has loaded a Go library.
 func checkProgram(cure string) error {
 	isTestFlag := func(arg string) bool { return strings.HasPrefix(arg, "-test.") }
-	stack, hasMain := mainStack()
+	stack, isCaller := mainStack()
 	begun := strings.Contains(stack, "\nmain.main()\n")
 	isTest := strings.Contains(stack, "_testmain.go:") || strings.Contains(stack, "\ntesting.(*M).Run(")
 	executed, loaded := programFiles()
 	switch {
-	case !hasMain:
+	case !begun && !(isCaller && onMainThread()): // nor in a program's initializer
 		return errors.New("a library does not detach or stop the program that has loaded it: " + cure)
 	case isTest, !begun && slices.ContainsFunc(atStart.args, isTestFlag):
 		return errors.New("a test binary does not detach or stop: use package daemontest, or set NOTIFY_SOCKET, or " + cure)
@@ -156,18 +156,19 @@ func checkProgram(cure string) error {
 	return nil
 }
 
-// mainStack returns the stack of the main goroutine: no public name tells that a
-// test binary's main is generated. A C program's library (-buildmode=c-shared,
-// c-archive) has no main goroutine.
-func mainStack() (stack string, hasMain bool) {
+// mainStack returns the stack of the main goroutine, and whether that calls: no
+// public name tells that a test binary's main is generated. In a C program's library
+// (-buildmode=c-shared, c-archive) it runs the initializers, in a thread of its own,
+// and ends soon after them without having called main.
+func mainStack() (stack string, isCaller bool) {
 	buffer := make([]byte, 256<<10)
 	stacks := string(buffer[:runtime.Stack(buffer, false)])
-	if !strings.HasPrefix(stacks, "goroutine 1 ") {
+	if isCaller = strings.HasPrefix(stacks, "goroutine 1 "); !isCaller {
 		stacks = string(buffer[:runtime.Stack(buffer, true)]) // which stops the world
 	}
-	_, stack, hasMain = strings.Cut("\n\n"+stacks, "\n\ngoroutine 1 ")
+	_, stack, _ = strings.Cut("\n\n"+stacks, "\n\ngoroutine 1 ")
 	stack, _, _ = strings.Cut(stack, "\n\n")
-	return stack, hasMain
+	return stack, isCaller
 }
 
 // replace executes the launcher in place of this program. What it defers undoes

@@ -40,6 +40,10 @@ func raise(signal unix.Signal) error {
 	return unix.Tgkill(pid(), unix.Gettid(), signal)
 }
 
+// onMainThread reports whether this is the thread by which the process began. Go
+// runs a program's initializers there.
+func onMainThread() bool { return unix.Gettid() == pid() }
+
 // duplicateTo makes descriptor to another name of from.
 func duplicateTo(from, to int) error {
 	for {

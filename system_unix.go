@@ -31,6 +31,9 @@ func monotonic() (usec int64, ok bool) { return 0, false }
 // asks for more.
 func raise(signal unix.Signal) error { return unix.Kill(pid(), signal) }
 
+// onMainThread: nobody tells.
+func onMainThread() bool { return true }
+
 func duplicateTo(from, to int) error { return unix.Dup2(from, to) }
 
 func secure() bool {

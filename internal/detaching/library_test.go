@@ -118,6 +118,31 @@ func Tell() *C.char { return C.CString(tell()) }
 
 func main() {}
 ` + tell,
+	"early/early.go": `package main
+
+import "C"
+
+import "github.com/seed-10280e03/daemon"
+
+var before = tell()
+
+var meanwhile = make(chan string)
+
+func init() {
+	go func() { // until the initializers and what follows them are over
+		text := ""
+		for range 200 {
+			text = tell()
+		}
+		meanwhile <- text
+	}()
+}
+
+//export Tell
+func Tell() *C.char { return C.CString(before + <-meanwhile) }
+
+func main() {}
+` + tell,
 	"host.c": `#include <stdio.h>
 #ifdef LIBRARY
 #include <dlfcn.h>
@@ -199,6 +224,11 @@ func TestLibraryDoesNotStartItsHostAgain(t *testing.T) {
 		mustRun(t, cmd)
 	}
 	for name, host := range map[string]func(t *testing.T) (command []string){
+		"c-archive, and its initializers call": func(t *testing.T) []string {
+			build(t, "-buildmode=c-archive", "-o", "early.a", "./early")
+			compile(t, "-o", "early-host", "host.c", "early.a", "-lpthread")
+			return []string{filepath.Join(dir, "early-host")}
+		},
 		"c-shared": func(t *testing.T) []string {
 			build(t, "-buildmode=c-shared", "-o", "shared.so", "./library")
 			compile(t, "-o", "shared-host", `-DLIBRARY="`+filepath.Join(dir, "shared.so")+`"`, "host.c", "-ldl")
@@ -228,6 +258,9 @@ func TestLibraryDoesNotStartItsHostAgain(t *testing.T) {
 				cmd.Env = append(append(testdaemon.BareEnvironment(), cmd.Env...), variable)
 				c := l.Pipe(cmd)
 				got, printed := c.Exit(), c.Printed()
+				if strings.Contains(name, "initializers") {
+					want *= 2
+				}
 				cure := map[string]string{"UPSTART_JOB=": "call daemon.Foreground", "UPSTART_JOB=job": "unset UPSTART_JOB"}[variable]
 				if got != "exit 7" || strings.Count(printed, "main begins") != 1 ||
 					strings.Count(printed, "daemon: ") != want || strings.Count(printed, cure) != want {
