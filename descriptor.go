@@ -2,7 +2,11 @@
 
 package daemon
 
-import "golang.org/x/sys/unix"
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // identity tells one file from another, whatever its name or number.
 type identity struct{ device, inode uint64 }
@@ -112,6 +116,13 @@ func uninterrupted(call func() error) error {
 		err = call()
 	}
 	return err
+}
+
+// waitBriefly waits for a condition of which no system call tells.
+func waitBriefly(condition func() bool) {
+	for begin := time.Now(); !condition() && time.Since(begin) < brief; {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func write(fd int, text string) error {

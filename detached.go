@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -168,9 +167,7 @@ func newSession() error {
 	if err := say(wordGroup); err != nil {
 		return err
 	}
-	for begin := time.Now(); unix.Setpgid(0, detached.launcher) != nil && time.Since(begin) < brief; {
-		time.Sleep(time.Millisecond)
-	}
+	waitBriefly(func() bool { return unix.Setpgid(0, detached.launcher) == nil })
 	_, err = unix.Setsid()
 	return err
 }

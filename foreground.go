@@ -121,10 +121,14 @@ var silentSupervisors = []string{
 // startedBySupervisor reports whether the parent is a supervisor that would
 // start the program over and over if it left, or keeps its pid.
 func startedBySupervisor() bool {
-	parent := strconv.Itoa(parentOf("self"))
+	number := parentOf("self")
+	parent := strconv.Itoa(number)
 	name := nameOfProcess(parent)
 	if name == "start-stop-daem" || name == "busybox" {
 		line := readProcess(parent, "cmdline")
+		if line == "" { // it is ending: this process will have another parent
+			waitBriefly(func() bool { return parentOf("self") != number })
+		}
 		own, _, _ := strings.Cut(line, "\x00--\x00")
 		isApplet := name != "busybox" || strings.Contains(line, "\x00start-stop-daemon\x00")
 		return isApplet && slices.ContainsFunc(strings.Split(own, "\x00"), isBackgroundOption)

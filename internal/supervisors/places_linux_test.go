@@ -266,6 +266,34 @@ func TestStartStopDaemonIsAParentForAWhile(t *testing.T) {
 	}
 }
 
+// For an instant an ending parent has a name, but no options any more.
+func TestStartStopDaemonThatIsEnding(t *testing.T) {
+	for _, name := range []string{"start-stop-daemon", "busybox"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, testdaemon.NewLine(t), "exec PUPPET </dev/null")
+			path := filepath.Join(s.dir, name)
+			if err := os.Symlink(testdaemon.Binary(t), path); err != nil {
+				t.Fatal(err)
+			}
+			program := testdaemon.Program(t, "ending")
+			cmd := s.Called(exec.Command(path, s.run))
+			cmd.Env = append(cmd.Env, program.Env...)
+			c := testdaemon.StartCommand(t, cmd)
+			p := s.Process()
+			testdaemon.WaitUntil(t, "the parent's end", func() bool {
+				line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", c.PID()))
+				return err == nil && len(line) == 0
+			})
+			p.Send("ready")
+			c.GoOn()
+			p.MustHear("ok")
+			c.Exits(0)
+			mustBeAlone(t, s.Line, p)
+		})
+	}
+}
+
 // Its applet may be called by busybox's name.
 func TestStartStopDaemonOfBusybox(t *testing.T) {
 	for options, stays := range map[string]bool{"start-stop-daemon -S -b": true, "start-stop-daemon -S": false, "sh -b": false} {

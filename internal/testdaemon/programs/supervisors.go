@@ -6,15 +6,22 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/seed-10280e03/daemon"
+	"github.com/seed-10280e03/daemon/internal/testdaemon/agreed"
 	"golang.org/x/sys/unix"
 )
 
 // Orders about who is there, and about the descriptor that it waits on.
 func init() {
+	programs["ending"] = ending
+	if os.Getenv(agreed.Program) == "ending" {
+		runtime.LockOSThread() // main runs in the first thread
+	}
 	orders["background"] = func(string) error { daemon.Background(); return nil }
 	orders["unset"] = func(string) error { daemon.UnsetEnvironment(); return nil }
 	orders["reload"] = func(string) error { return daemon.Reloading() }
@@ -31,6 +38,21 @@ func init() {
 	}
 	questions["detect"] = func() string { return daemon.Detect().String() }
 	questions["child-files"] = childFiles
+}
+
+// ending starts a command and ends its first thread. The rest of it ends after
+// the test has said go on. Meanwhile it is what a process is for an instant when it
+// ends: there is a name, but no command line.
+func ending() {
+	cmd := exec.Command(os.Args[1], os.Args[2:]...)
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	try(cmd.Start())
+	go func() {
+		awaitLine()
+		time.Sleep(100 * time.Millisecond) // for the command to find it so
+		os.Exit(0)
+	}()
+	unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
 }
 
 // open opens a file, "number path", as the descriptor of that number.
