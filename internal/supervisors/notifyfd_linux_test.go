@@ -358,7 +358,7 @@ func TestDescriptorThatCannotBeToldIsAnError(t *testing.T) {
 		t.Run(fmt.Sprintf("nobody reads %d", number), func(t *testing.T) {
 			t.Parallel()
 			p, line, d := withDescriptor(t, pipe, number)
-			testdaemon.CloseForAll(d.read.Close)
+			closeForAll(t, d.read)
 			refuses(t, line, p, strconv.Itoa(number), broken)
 		})
 		t.Run(fmt.Sprintf("end for reading as %d", number), func(t *testing.T) {
@@ -370,6 +370,23 @@ func TestDescriptorThatCannotBeToldIsAnError(t *testing.T) {
 			ours.Close()
 		})
 	}
+}
+
+// closeForAll closes the end for reading of a pipe, and waits until nobody has it: a
+// child that another test is starting has it for an instant.
+func closeForAll(t *testing.T, read *os.File) {
+	t.Helper()
+	write, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", read.Fd()), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer write.Close()
+	read.Close()
+	testdaemon.WaitUntil(t, "the end of all readers", func() bool {
+		fds := []unix.PollFd{{Fd: int32(write.Fd())}}
+		unix.Poll(fds, 0)
+		return fds[0].Revents&unix.POLLERR != 0
+	})
 }
 
 func emptyFile(t *testing.T) *os.File {

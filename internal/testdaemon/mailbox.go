@@ -20,6 +20,7 @@ type Mailbox struct {
 	T       testing.TB
 	Address string
 	FD      int
+	probe   int // connected to FD
 }
 
 // OpenMailbox makes one that is closed, and its path removed, at the end of the
@@ -37,23 +38,39 @@ func OpenMailbox(t testing.TB, address string) *Mailbox {
 // BindMailbox makes one that the test closes.
 func BindMailbox(t testing.TB, address string) *Mailbox {
 	t.Helper()
+	// Not unix.SockaddrUnix: that refuses the longest abstract name.
+	place := &syscall.SockaddrUnix{Name: address}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
-		// Not unix.SockaddrUnix: that refuses the longest abstract name.
-		err = syscall.Bind(fd, &syscall.SockaddrUnix{Name: address})
+		err = syscall.Bind(fd, place)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Mailbox{t, address, fd}
+	probe, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err == nil {
+		err = syscall.Connect(probe, place)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Mailbox{t, address, fd, probe}
 }
 
-// Close leaves the path where it is.
+// Close leaves the path where it is. It returns when nothing reaches the socket any
+// more: for an instant a child that is being started has it, too, or whoever looks
+// into /proc/PID/fd.
 func (m *Mailbox) Close() {
+	m.T.Helper()
 	if m.FD >= 0 {
-		CloseForAll(func() error { return unix.Close(m.FD) })
+		unix.Close(m.FD)
+		WaitUntil(m.T, "the end of "+m.Address, func() bool {
+			_, err := unix.Write(m.probe, nil)
+			return err == unix.ECONNREFUSED
+		})
 	}
-	m.FD = -1
+	unix.Close(m.probe)
+	m.FD, m.probe = -1, -1
 }
 
 // Take returns what is there already.

@@ -251,14 +251,6 @@ func WriteFile(path, text string, mode os.FileMode) error {
 	return os.WriteFile(path, []byte(text), mode)
 }
 
-// CloseForAll calls close while no child has what it closes: another test may be
-// starting one, which has all descriptors until its execve.
-func CloseForAll(close func() error) error {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	return close()
-}
-
 // Memory makes a file that is in no directory.
 func Memory(t testing.TB, content string) *os.File {
 	t.Helper()
