@@ -196,10 +196,10 @@ const (
 	wholeLine // text is the whole line, key and newline included
 )
 
-// Status returns the field with what the supervisor shows people of the service
-// (STATUS), in one line; an empty text clears it. Control characters become spaces; invalid UTF-8
-// and noncharacters, for which systemd would ignore it, become U+FFFD. It is cut
-// if the notification would exceed 4096 bytes.
+// Status returns the field with the line that the supervisor shows people of the
+// service (STATUS); an empty text clears it. Control characters become spaces;
+// invalid UTF-8 and noncharacters, for which systemd would ignore it, become
+// U+FFFD. It is cut if the notification would exceed 4096 bytes.
 func Status(text string) Field { return Field{key: "STATUS", text: text, form: statusText} }
 
 // MainPID returns the field with the id of the process that the supervisor is to
@@ -209,7 +209,8 @@ func MainPID(pid int) Field {
 }
 
 // Errno returns the field with the error number, see errno(3), because of which
-// the service fails (ERRNO). systemd ignores one outside of 0 to 4095, so that is invalid.
+// the service fails (ERRNO). A number outside of 0 to 4095, which systemd would
+// ignore, is invalid.
 func Errno(errno int) Field {
 	return integer("ERRNO", number, int64(errno), 0 <= errno && errno <= maxErrno, "an error number is 0 to 4095")
 }
@@ -217,9 +218,9 @@ func Errno(errno int) Field {
 const maxErrno = 4095 // MAX_ERRNO of Linux
 
 // BusError returns the field with the D-Bus error name because of which the
-// service fails (BUSERROR), such as org.freedesktop.DBus.Error.TimedOut. Its text is made safe
-// as that of [Status] is, but never cut. systemd 257 and later ignores a name
-// with quotes, backslashes or anything but ASCII.
+// service fails (BUSERROR), such as org.freedesktop.DBus.Error.TimedOut. Its text
+// is made safe as that of [Status] is, but never cut. systemd 257 and later
+// ignores a name with quotes, backslashes or anything but ASCII.
 func BusError(name string) Field { return Field{key: "BUSERROR", text: name, form: safeText} }
 
 // ExtendTimeout returns the field that asks the supervisor to end its current time
@@ -236,10 +237,10 @@ func integer(key string, form form, value int64, ok bool, rule string) Field {
 	return Field{key: key, number: value, form: form}
 }
 
-// Set returns the field with any other assignment. The key is made of A to Z, 0 to 9 and _, and does
-// not begin with a digit. It is not BARRIER, FDSTORE or MAINPIDFD, which need a
-// descriptor: see [Barrier] and [StoreFiles]. The value holds no newline,
-// carriage return or NUL. Any other key or value is invalid.
+// Set returns the field with any other assignment. The key is made of A to Z, 0 to
+// 9 and _, and does not begin with a digit. It is not BARRIER, FDSTORE or
+// MAINPIDFD, which need a descriptor: see [Barrier] and [StoreFiles]. The value
+// holds no newline, carriage return or NUL. Any other key or value is invalid.
 func Set(key, value string) Field {
 	rule, form := "", plainText
 	switch key {
