@@ -41,12 +41,12 @@
 //   - catches a signal that may come before Ready,
 //   - or takes long to initialize.
 //
-// A detach takes up to three processes. Initializers of other packages may run in
-// each of them, and must not take locks or ports. The daemon leads a session of
-// its own, so it opens terminals with O_NOCTTY. It keeps its caller's working
-// directory and umask; chdir("/") and umask(0) are up to the program. Its standard
-// descriptors are on /dev/null, unless main has put a log file there: a shell's `>
-// log` ends at Ready. If the daemon ends before it is ready, the shell sees its
+// A detach executes the program three times, in two processes. Initializers of
+// other packages may run each time, and must not take locks or ports. The daemon
+// leads a session of its own, so it opens terminals with O_NOCTTY. It keeps its
+// caller's working directory and umask; chdir("/") and umask(0) are up to the
+// program. Its standard descriptors are on /dev/null, unless main has put a log
+// file there: a shell's `> log` ends at Ready. If the daemon ends before it is ready, the shell sees its
 // exit status or its signal. Until then SIGTERM to the whole process group reaches
 // the daemon twice, and SIGINT to the process that the shell waits for does not
 // reach it. A goroutine that reads the terminal goes on reading after Ready.
@@ -70,14 +70,15 @@
 // [os.ErrDeadlineExceeded] if the supervisor does not read.
 //
 // All functions may be called from any goroutine at any time. After the first
-// call, no notification takes heap memory or a descriptor; [Barrier], [StoreFiles]
-// and [Fail] do.
+// call, no notification allocates heap memory or opens a descriptor; [Barrier],
+// [StoreFiles] and [Fail] do.
 //
 // The environment variable _DAEMON_DETACH is this package's own.
 package daemon
 
 import (
 	"context"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -149,11 +150,11 @@ func Notify(fields ...Field) error {
 // verb is what a call says by itself, and how it is sent.
 type verb struct {
 	own             []Field         // said first
-	status, mainPID *Field          // said next; nil: only if the caller does
-	complaint       bool            // the status is not to be said again
+	status, mainPID *Field          // said next, unless the caller gives one; nil: none
+	complaint       bool            // a failing health check's, whose status is not said again
 	rights          []int           // descriptors to attach
 	patience        time.Duration   // how long to wait for room in the supervisor's queue
-	ctx             context.Context // ends that wait before; nil: nothing does
+	ctx             context.Context // ends that wait early; nil: nothing does
 }
 
 const (
@@ -186,7 +187,7 @@ type Field struct {
 type form uint8
 
 const (
-	invalid    form = iota // it cannot be sent; text says why
+	invalid    form = iota // it cannot be sent; text says what it is, and why
 	plainText              // text, with each backslash doubled
 	safeText               // as plainText, with control characters replaced
 	statusText             // as safeText, and cut if the notification is too long
@@ -232,7 +233,7 @@ func ExtendTimeout(d time.Duration) Field {
 
 func integer(key string, form form, value int64, ok bool, rule string) Field {
 	if !ok {
-		return Field{key: key, text: rule, number: value}
+		return Field{text: key + "=" + strconv.FormatInt(value, 10) + ": " + rule}
 	}
 	return Field{key: key, number: value, form: form}
 }
@@ -263,4 +264,9 @@ func Set(key, value string) Field {
 		return Field{text: strconv.Quote(key) + "=" + strconv.Quote(value) + ": " + rule}
 	}
 	return Field{key: key, text: value, form: form}
+}
+
+// failed returns an error that names the operation and what it was for.
+func failed(operation, object string, err error) error {
+	return &os.PathError{Op: "daemon: " + operation, Path: object, Err: err}
 }

@@ -18,7 +18,7 @@ const maxDatagram = 4096
 // datagram is a notification in the making. There is room for a STATUS that will
 // be cut, and for what follows it.
 type datagram struct {
-	said      *verb // encoded by itself, without a caller's fields
+	said      *verb // what is encoded, if that is a verb without a caller's fields
 	encoded   []byte
 	hasStatus bool
 	status    string
@@ -27,7 +27,7 @@ type datagram struct {
 
 // encode encodes the verb's own fields first, STATUS and MAINPID next, and then
 // the caller's other fields in order. Of several with one key the last counts.
-// Only what is too long takes other memory than d.
+// It allocates memory only if the fields exceed d's buffer.
 func (d *datagram) encode(v *verb, fields []Field) error {
 	if v == d.said && len(fields) == 0 { // saves a tenth of a send
 		return nil
@@ -37,11 +37,11 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 	for i := range fields {
 		switch f := &fields[i]; f.form {
 		case invalid:
-			return failed("field", f.fault(), unix.EINVAL)
+			return failed("field", cmp.Or(f.text, `"": a Field is made by a function of this package`), unix.EINVAL)
 		case statusText:
 			status = f
 		case mainPID:
-			if pid == nil || pid.number != f.number { // or else its line is at hand
+			if f.number == 0 || pid == nil || pid.number != f.number { // or else its line is at hand
 				pid = f
 			}
 		default:
@@ -83,14 +83,6 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 		d.said = v
 	}
 	return nil
-}
-
-// fault says what an invalid field is, and why it is that.
-func (f *Field) fault() string {
-	if f.key != "" {
-		return f.key + "=" + strconv.FormatInt(f.number, 10) + ": " + f.text
-	}
-	return cmp.Or(f.text, `"": a Field is made by a function of this package`)
 }
 
 // last returns the last of fields with this key, or else f.

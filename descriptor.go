@@ -109,6 +109,25 @@ func duplicateHigh(fd int) (int, error) {
 	return duplicateFrom(fd, 3)
 }
 
+// openNull opens /dev/null, and not as 0, 1 or 2.
+func openNull() (fd int, err error) {
+	low, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	return moveHigh(low)
+}
+
+// openNullAs puts /dev/null in the place of descriptor fd.
+func openNullAs(fd int) error {
+	null, err := openNull()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(null)
+	return duplicateTo(null, fd)
+}
+
 // uninterrupted repeats a system call that a signal has interrupted.
 func uninterrupted(call func() error) error {
 	err := call()

@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Go cannot fork without exec, so a detach takes three processes' worth of this
-// one program. The first replaces itself by the launcher, with the same pid: the
-// shell goes on waiting for it. The launcher starts the daemon, waits for its
-// word, and exits. Each learns from the marker, in init, what it is.
+// Go cannot fork without exec, so a detach executes this program three times. The
+// first process replaces itself by the launcher and keeps its pid: the shell goes on
+// waiting for it. The launcher starts the daemon, waits for its word, and exits.
+// Launcher and daemon learn from the marker, in init, what they are.
 
 // Detach detaches now what [Ready] would detach later: call it first in main,
 // and everything after it happens once, in the daemon. The shell still gets
@@ -68,16 +68,12 @@ var atStart struct {
 	ignored       []unix.Signal
 }
 
-// keptSignals are those that a Go program leaves ignored if its caller ignored
-// them: the runtime takes all others back (see os/signal).
-var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
-
 func keepStart() {
 	s := &atStart
-	for _, arg := range os.Args { // which are in the memory where setproctitle(3) writes
+	for _, arg := range os.Args { // cloned, for setproctitle(3) overwrites their memory
 		s.args = append(s.args, strings.Clone(arg))
 	}
-	if len(s.args) == 0 { // a library in a program of musl's
+	if len(s.args) == 0 { // musl passes none to a library
 		s.args = []string{"?"}
 	}
 	s.env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
@@ -91,11 +87,7 @@ func keepStart() {
 	for fd := range s.standard {
 		s.standard[fd] = identify(fd)
 	}
-	for _, sig := range keptSignals {
-		if isIgnored(sig) {
-			s.ignored = append(s.ignored, sig)
-		}
-	}
+	s.ignored = ignoredSignals()
 }
 
 const advice = "call daemon.Detach first in main"
@@ -109,8 +101,8 @@ func detach(how int) error {
 		return nil
 	case atStart.supervisor != None: // it is there, and cannot be told
 		return refuse("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
-	case detachedByCopy(): // the same answer before and after its launcher has gone
-		return refuse("another copy of this package has detached the program: call Ready of that one only")
+	case startedAgain(): // the same answer before and after the launcher has gone
+		return refuse("another copy of this package has detached the program: call Ready of that one only; or an initializer has removed " + marker + " from the environment")
 	case staysInForeground():
 		return nil
 	case pid() == 1: // and Background
@@ -171,8 +163,8 @@ func mainStack() (stack string, isCaller bool) {
 	return stack, isCaller
 }
 
-// replace executes the launcher in place of this program. What it defers undoes
-// what it has done, if that fails.
+// replace executes the launcher in place of this program. If it fails, its deferred
+// calls undo what it has done.
 func replace(how int) error {
 	operation := "detach: "
 	if how == implicit {
@@ -201,7 +193,7 @@ func replace(how int) error {
 	replaced := replacedStandard()
 	fd, unmute := muteStderr()
 	defer unmute()
-	m := launcherMark{pid(), fd, how, replaced, name}
+	m := launcherMark{pid: pid(), stderr: fd, how: how, replaced: replaced, name: name}
 	return failed(operation+"execve", atStart.args[0], execute(path, m))
 }
 
@@ -231,7 +223,7 @@ func returnToStart() (goBack func(), err error) {
 	if now == atStart.directoryID && (err == nil || workingDirectory() == atStart.directory) {
 		return func() {}, nil
 	}
-	here, err := unix.Open(".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	here, err := unix.Open(".", pathOnly|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -262,8 +254,8 @@ func replacedStandard() (bits int) {
 	return bits
 }
 
-// fileLimit is how many descriptors the program may have, and its caller's limit,
-// after an execve that failed.
+// fileLimit holds, after an execve that failed, how many descriptors the program may
+// have, and its caller's limit.
 var fileLimit struct{ own, callers unix.Rlimit }
 
 // execute is syscall.Exec, which sets the caller's RLIMIT_NOFILE again and forgets

@@ -53,7 +53,7 @@ func begin(m daemonMark) {
 	d := &detached
 	d.isDaemon, d.daemonMark = true, m
 	if unix.Getppid() != m.launcher {
-		return // it is gone, and the marker says nothing of this process
+		return // it is gone, as findLauncher will say; the number may stand for any file
 	}
 	if m.fd > 2 {
 		d.pipe = inherit(m.fd)
@@ -92,7 +92,7 @@ func tellLauncher() error {
 		return err
 	}
 	if err := say(wordReady); err != nil {
-		return err
+		return failed("detach: tell", "launcher", err)
 	}
 	d.told = true
 	unix.Close(d.pipe.fd)
@@ -121,12 +121,7 @@ func findLauncher() error {
 	return nil
 }
 
-func say(word string) error {
-	if err := write(detached.pipe.fd, word); err != nil {
-		return failed("detach: tell", "launcher", err)
-	}
-	return nil
-}
+func say(word string) error { return write(detached.pipe.fd, word) }
 
 // leaveTerminal makes this process the leader of a session without a terminal
 // (setsid(2)) and puts /dev/null in the place of those of 0, 1 and 2 that main
@@ -162,31 +157,12 @@ func newSession() error {
 	if session, _ := unix.Getsid(0); err == nil || session == pid() {
 		return nil
 	}
-	// The leader of a process group cannot have a session. It joins the launcher's,
-	// once that leads one: a group of a parent PID namespace has no number here.
+	// The leader of a process group cannot call setsid. It joins the launcher's group,
+	// once the launcher leads one: a group of a parent PID namespace has no number here.
 	if err := say(wordGroup); err != nil {
 		return err
 	}
 	waitBriefly(func() bool { return unix.Setpgid(0, detached.launcher) == nil })
 	_, err = unix.Setsid()
 	return err
-}
-
-// openNull opens /dev/null, and not as 0, 1 or 2.
-func openNull() (fd int, err error) {
-	low, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	return moveHigh(low)
-}
-
-// openNullAs puts /dev/null in the place of descriptor fd.
-func openNullAs(fd int) error {
-	null, err := openNull()
-	if err != nil {
-		return err
-	}
-	defer unix.Close(null)
-	return duplicateTo(null, fd)
 }

@@ -52,22 +52,13 @@ func supervisor() (who Supervisor, value string) {
 	return None, ""
 }
 
-// pid returns this process's id. A notification takes no system call for it.
-var pid = sync.OnceValue(os.Getpid)
-
-// namesPID reports whether a variable's value is this process's id.
-func namesPID(value string) bool {
-	n, err := strconv.Atoi(value)
-	return err == nil && n == pid()
-}
-
 // UnsetEnvironment removes NOTIFY_SOCKET, NOTIFY_FD, UPSTART_JOB, WATCHDOG_USEC,
 // WATCHDOG_PID, LISTEN_FDS, LISTEN_PID, LISTEN_PIDFDID and LISTEN_FDNAMES from
 // the environment, so that child processes do not inherit them (what
 // sd_notify(3) calls unset_environment). This package remembers the values and
 // goes on talking to the supervisor. A variable that is set again, even to the
-// empty string, replaces the remembered value for good. UnsetEnvironment does
-// nothing if none is set.
+// empty string, replaces the remembered value for good, once a call of this
+// package has seen it. UnsetEnvironment does nothing if none is set.
 func UnsetEnvironment() {
 	unsetenv("NOTIFY_SOCKET", "NOTIFY_FD", "UPSTART_JOB", "WATCHDOG_USEC", "WATCHDOG_PID",
 		"LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES")
@@ -83,14 +74,10 @@ var remembered struct {
 // getenv returns the variable's value, or the one that unsetenv removed. It does
 // not allocate.
 func getenv(key string) string {
-	value, _ := syscall.Getenv(key)
-	if remembered.any.Load() {
-		value = recall(key)
+	value, _ := syscall.Getenv(key) // first: see unsetenv
+	if !remembered.any.Load() {
+		return value
 	}
-	return value
-}
-
-func recall(key string) string {
 	remembered.Lock()
 	defer remembered.Unlock()
 	value, ok := syscall.Getenv(key)
@@ -111,8 +98,17 @@ func unsetenv(keys ...string) {
 				remembered.values = map[string]string{}
 			}
 			remembered.values[key] = value
-			remembered.any.Store(true) // before a getenv can miss it
+			remembered.any.Store(true) // before Unsetenv: a getenv that misses the variable looks here next
 			os.Unsetenv(key)
 		}
 	}
+}
+
+// pid returns this process's id. A notification takes no system call for it.
+var pid = sync.OnceValue(os.Getpid)
+
+// namesPID reports whether a variable's value is this process's id.
+func namesPID(value string) bool {
+	n, err := strconv.Atoi(value)
+	return err == nil && n == pid()
 }

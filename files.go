@@ -14,25 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// firstPassed is the number of the first descriptor that a supervisor passes
-// (SD_LISTEN_FDS_START of sd_listen_fds(3)).
-const firstPassed = 3
-
-// passed are the descriptors that the supervisor passed, from firstPassed up.
-var passed struct {
-	sync.Mutex
-	atStart []passedFD
-	files   []*os.File
-}
-
-type passedFD struct {
-	checkedFD
-	name string
-}
-
-// keepPassed runs before main, when the descriptors are there for certain.
-func keepPassed() { passed.atStart = promised() }
-
 // Files returns the descriptors that the supervisor passed: those of socket
 // activation and those that [StoreFiles] stored before a restart. There are
 // LISTEN_FDS of them if LISTEN_PID is this process, and each file's Name is the
@@ -53,6 +34,25 @@ func Files() []*os.File {
 	}
 	return slices.Clone(passed.files)
 }
+
+// firstPassed is the number of the first descriptor that a supervisor passes
+// (SD_LISTEN_FDS_START of sd_listen_fds(3)).
+const firstPassed = 3
+
+// passed are the descriptors that the supervisor passed, from firstPassed up.
+var passed struct {
+	sync.Mutex
+	atStart []passedFD
+	files   []*os.File
+}
+
+type passedFD struct {
+	checkedFD
+	name string
+}
+
+// keepPassed runs before main, when the descriptors are there for certain.
+func keepPassed() { passed.atStart = promised() }
 
 func takeFiles() (files []*os.File) {
 	for i, f := range promised() {
@@ -95,9 +95,9 @@ func promised() (files []passedFD) {
 // passed, whoever has marked it close-on-exec. A descriptor that was closed, or
 // moved to another number, would be missing there: that is an error.
 func passFilesOn() (takeBack func(), missing string) {
-	var closed []passedFD
+	var marked []passedFD
 	takeBack = func() {
-		for _, c := range closed {
+		for _, c := range marked {
 			unix.CloseOnExec(c.fd)
 		}
 	}
@@ -109,7 +109,7 @@ func passFilesOn() (takeBack func(), missing string) {
 		}
 		if flags&unix.FD_CLOEXEC != 0 {
 			_, _ = unix.FcntlInt(uintptr(c.fd), unix.F_SETFD, 0)
-			closed = append(closed, c)
+			marked = append(marked, c)
 		}
 	}
 	return takeBack, ""

@@ -47,8 +47,7 @@ func staysInForeground() bool {
 	if !isHeld() {
 		return false
 	}
-	// For good: the orphan of a supervisor that died must not detach when it ends a
-	// reload.
+	// Remember it: if the supervisor dies, the Ready that ends a reload must not detach.
 	ground.CompareAndSwap(unasked, fore)
 	return true
 }
@@ -57,16 +56,9 @@ func isHeld() bool {
 	if pid() == 1 || inSessionOfPID1() || namesPID(executedPID()) || startedBySupervisor() {
 		return true
 	}
-	parent := unix.Getppid() // start-stop-daemon may have gone meanwhile
+	parent := unix.Getppid() // asked last: start-stop-daemon may have gone meanwhile
 	outside := parent == 0   // of the PID namespace
 	return outside || (parent == 1 || startedBySystemd()) && !isOrphan()
-}
-
-// parentHidden reports whether proc(5) shows this process and not its parent
-// (hidepid=): that may be a supervisor.
-func parentHidden() bool {
-	parent := parentOf("self")
-	return parent > 1 && nameOfProcess("self") != "" && nameOfProcess(strconv.Itoa(parent)) == "" && parentOf("self") == parent
 }
 
 // inSessionOfPID1 reports whether this is a container whose entry point is a
@@ -78,29 +70,8 @@ func inSessionOfPID1() bool {
 	if err != nil || err1 != nil || own != first {
 		return false
 	}
-	numbers, _ := os.Readlink("/proc/self") // may be those of another PID namespace
-	return numbers != strconv.Itoa(pid()) || nameOfProcess("1") != "systemd"
-}
-
-// isOrphan tells an orphan that an init has inherited, such as that of
-// `sh -c 'd &'`, from what the init has started: that leads a session, or is in PID
-// 1's own. An orphan is in its shell's, and has that shell's terminal or pipes. That
-// of `start-stop-daemon --background` has /dev/null, and is to stay.
-func isOrphan() bool {
-	session, err := unix.Getsid(0)
-	return err == nil && session != pid() && slices.ContainsFunc([]int{0, 1, 2}, hasOtherEnd)
-}
-
-// hasOtherEnd reports whether a descriptor is a terminal, a pipe or a socket, at
-// whose other end somebody waits.
-func hasOtherEnd(fd int) bool {
-	var stat unix.Stat_t
-	if unix.Fstat(fd, &stat) != nil {
-		return false
-	}
-	_, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
-	kind := stat.Mode & unix.S_IFMT
-	return err == nil || kind == unix.S_IFIFO || kind == unix.S_IFSOCK
+	self, _ := os.Readlink("/proc/self") // another number if /proc is another PID namespace's
+	return self != strconv.Itoa(pid()) || nameOfProcess("1") != "systemd"
 }
 
 // executedPID returns the process that systemd has executed (SYSTEMD_EXEC_PID of
@@ -129,15 +100,54 @@ func startedBySupervisor() bool {
 		if line == "" { // it is ending: this process will have another parent
 			waitBriefly(func() bool { return parentOf("self") != number })
 		}
-		own, _, _ := strings.Cut(line, "\x00--\x00")
+		options, _, _ := strings.Cut(line, "\x00--\x00")
 		isApplet := name != "busybox" || strings.Contains(line, "\x00start-stop-daemon\x00")
-		return isApplet && slices.ContainsFunc(strings.Split(own, "\x00"), isBackgroundOption)
+		return isApplet && slices.ContainsFunc(strings.Split(options, "\x00"), isBackgroundOption)
 	}
 	return slices.Contains(silentSupervisors, name)
 }
 
+// isBackgroundOption recognizes the option with which start-stop-daemon(8) sends
+// a program into the background. -Sbm is three in one; what follows an option that
+// takes a value is that.
+func isBackgroundOption(argument string) bool {
+	letters, short := strings.CutPrefix(argument, "-")
+	if value := strings.IndexAny(letters, "-acdegknprsuwxINOPR"); value >= 0 {
+		letters = letters[:value]
+	}
+	return argument == "--background" || short && strings.Contains(letters, "b")
+}
+
 // startedBySystemd reports whether the parent is systemd, or a user's.
 func startedBySystemd() bool { return nameOfProcess(strconv.Itoa(parentOf("self"))) == "systemd" }
+
+// isOrphan reports whether an init has inherited this process, as that of
+// `sh -c 'd &'`, and not started it. What an init starts leads a session, or is in PID
+// 1's. An orphan is in its shell's session and has its terminal or pipes. A child of
+// `start-stop-daemon --background` has /dev/null, and stays.
+func isOrphan() bool {
+	session, err := unix.Getsid(0)
+	return err == nil && session != pid() && slices.ContainsFunc([]int{0, 1, 2}, hasOtherEnd)
+}
+
+// hasOtherEnd reports whether a descriptor is a terminal, a pipe or a socket, at
+// whose other end somebody waits.
+func hasOtherEnd(fd int) bool {
+	var stat unix.Stat_t
+	if unix.Fstat(fd, &stat) != nil {
+		return false
+	}
+	_, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+	kind := stat.Mode & unix.S_IFMT
+	return err == nil || kind == unix.S_IFIFO || kind == unix.S_IFSOCK
+}
+
+// parentHidden reports whether proc(5) shows this process and not its parent
+// (hidepid=): that may be a supervisor.
+func parentHidden() bool {
+	parent := parentOf("self")
+	return parent > 1 && nameOfProcess("self") != "" && nameOfProcess(strconv.Itoa(parent)) == "" && parentOf("self") == parent
+}
 
 // nameOfProcess returns what ps(1) shows of it, or nothing if it cannot be seen.
 func nameOfProcess(process string) string {
@@ -156,14 +166,3 @@ func parentOf(process string) int {
 }
 
 func readProcess(process, file string) string { return readFile("/proc/" + process + "/" + file) }
-
-// isBackgroundOption recognizes the option with which start-stop-daemon(8) sends
-// a program into the background. -Sbm is three in one; what follows an option that
-// takes a value is that.
-func isBackgroundOption(argument string) bool {
-	letters, short := strings.CutPrefix(argument, "-")
-	if value := strings.IndexAny(letters, "-acdegknprsuwxINOPR"); value >= 0 {
-		letters = letters[:value]
-	}
-	return argument == "--background" || short && strings.Contains(letters, "b")
-}

@@ -14,8 +14,130 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// What the launcher reads from the pipe: words of the daemon, and its own that
+// the daemon has ended. One reader of one pipe sees which came first.
+const (
+	wordReady = "r"
+	wordGroup = "g" // the daemon needs a process group that it can join
+	wordEnded = "e"
+)
+
+// launch is the launcher's whole life: it starts the daemon and ends as the
+// daemon says, or as the daemon ends.
+func launch(m launcherMark) {
+	r, w, err := openPipe()
+	exitOn("open", "pipe", err)
+	if signal.Ignored(unix.SIGCHLD) { // by an initializer: the daemon's exit status would be lost
+		signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
+	}
+	signals := make(chan os.Signal, 16)
+	catch(signals, unix.SIGTERM, unix.SIGHUP)
+	child := startDaemon(m, w)
+	// Before there was a daemon Ctrl-C ended the launcher. From now on the daemon gets
+	// its own.
+	catch(signals, unix.SIGINT)
+	signal.Ignore(unix.SIGQUIT) // package quiet has removed the handler: after this Notify installs it again
+	signal.Notify(signals, unix.SIGQUIT)
+	endQuiet()
+	setName(m.name) // for which an ordinary user must be dumpable
+	go passOn(signals, child)
+
+	ended := make(chan unix.WaitStatus, 1)
+	go func() {
+		ended <- waitFor(child)
+		_ = write(w, wordEnded)
+	}()
+	for {
+		switch hear(r) {
+		case wordReady:
+			os.Exit(0)
+		case wordGroup:
+			_ = unix.Setpgid(0, 0)
+		case wordEnded:
+			endLike(m.how, <-ended)
+		}
+	}
+}
+
+// catch has signals delivered to c, except those that the caller ignored.
+func catch(c chan<- os.Signal, signals ...os.Signal) {
+	for _, s := range signals {
+		if !signal.Ignored(s) {
+			signal.Notify(c, s)
+		}
+	}
+}
+
+// startDaemon starts the program once more. The daemon inherits the end w of the
+// pipe, whose number is above the caller's own.
+func startDaemon(m launcherMark, w int) (child int) {
+	path, err := program()
+	exitOn("find", path, err)
+	_, err = unix.FcntlInt(uintptr(w), unix.F_SETFD, 0)
+	exitOn("pass on", "pipe", err)
+	mark := daemonMark{launcher: pid(), fd: w, replaced: m.replaced, name: m.name}
+	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
+		Env:   append(atStart.env, mark.String()),
+		Files: []uintptr{0, 1, 2},
+	})
+	exitOn("start", atStart.args[0], err)
+	return child
+}
+
+// passOn passes on what was sent to the launcher alone. The terminal's signals
+// are only caught: the daemon, in the same process group, got its own.
+func passOn(signals <-chan os.Signal, child int) {
+	for s := range signals {
+		if s == unix.SIGTERM || s == unix.SIGHUP {
+			_ = unix.Kill(child, s.(unix.Signal))
+		}
+	}
+}
+
+func waitFor(child int) (status unix.WaitStatus) {
+	err := uninterrupted(func() error {
+		_, err := unix.Wait4(child, &status, 0, nil)
+		return err
+	})
+	exitOn("wait for", "process "+strconv.Itoa(child), err)
+	return status
+}
+
+func hear(pipe int) string {
+	word := make([]byte, 1)
+	err := uninterrupted(func() error {
+		_, err := unix.Read(pipe, word)
+		return err
+	})
+	exitOn("read", "pipe", err)
+	return string(word)
+}
+
+// endLike ends the launcher the way the daemon ended before it was ready.
+func endLike(how int, status unix.WaitStatus) {
+	if status.Signaled() {
+		dieOf(status.Signal())
+		os.Exit(128 + int(status.Signal()))
+	}
+	code := status.ExitStatus()
+	if code == 0 && how == implicit { // after Detach it may have been a --version
+		exitOn("detach", atStart.args[0], errors.New("exited with status 0 before it was ready"))
+	}
+	os.Exit(code)
+}
+
+// exitOn is for a failure of the launcher itself.
+func exitOn(operation, object string, err error) {
+	if err != nil {
+		os.Stderr.WriteString(failed(operation, object, err).Error() + "\n")
+		os.Exit(1)
+	}
+}
+
 // marker is the environment variable that makes a launcher, or a daemon, of the
-// process that it names: COPY:ROLE:NUMBER:…:NAME. It is gone before main runs.
+// process that it names: COPY:ROLE:NUMBER:…:NAME. It is gone before main runs. Another
+// copy of this package may be of another version, and must see that it is not its
+// own: a version may add numbers, and take none away.
 const marker = "_DAEMON_DETACH"
 
 // launcherMark makes a launcher of the process that executes the program.
@@ -87,13 +209,22 @@ func takeMarker() (mark any) {
 	return mark
 }
 
-// detachedByCopy reports whether another copy has made a daemon of this process.
-// The launcher has put the marker behind all other variables.
-func detachedByCopy() bool {
+// startedAgain reports whether this process is a launcher or a daemon, and this copy
+// of the package has not been told: it is another copy's, or an initializer has
+// removed the marker. The kernel still has it, behind all other variables.
+func startedAgain() bool {
 	value, marked := strings.CutPrefix(lastVariable(), marker+"=")
 	owner, mark := parseMark(value)
-	_, isDaemon := mark.(daemonMark)
-	return marked && isDaemon && owner != packagePath()
+	if !marked || secure() {
+		return false
+	}
+	switch m := mark.(type) {
+	case launcherMark:
+		return m.pid == pid()
+	case daemonMark:
+		return owner != packagePath() || m.launcher == unix.Getppid()
+	}
+	return false
 }
 
 // packagePath tells one copy of this package in a program from another, such as
@@ -101,123 +232,4 @@ func detachedByCopy() bool {
 func packagePath() string {
 	pc, _, _, _ := runtime.Caller(0)
 	return strings.TrimSuffix(runtime.FuncForPC(pc).Name(), ".packagePath")
-}
-
-// What the launcher reads from the pipe: words of the daemon, and its own that
-// the daemon has ended. One reader of one pipe sees which came first.
-const (
-	wordReady = "r"
-	wordGroup = "g" // the daemon needs a process group that it can join
-	wordEnded = "e"
-)
-
-// launch is the launcher's whole life: it starts the daemon and ends as the
-// daemon says, or as the daemon ends.
-func launch(m launcherMark) {
-	r, w, err := openPipe()
-	exitOn("open", "pipe", err)
-	if signal.Ignored(unix.SIGCHLD) { // which would take the daemon's exit status away
-		signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
-	}
-	signals := make(chan os.Signal, 16)
-	catch(signals, unix.SIGTERM, unix.SIGHUP)
-	child := startDaemon(m, w)
-	// What the terminal sent before this was for the launcher alone, and ended it.
-	catch(signals, unix.SIGINT)
-	signal.Ignore(unix.SIGQUIT) // or Notify would not know that package quiet has taken its handler away
-	signal.Notify(signals, unix.SIGQUIT)
-	endQuiet()
-	setName(m.name) // for which an ordinary user must be dumpable
-	go passOn(signals, child)
-
-	ended := make(chan unix.WaitStatus, 1)
-	go func() {
-		ended <- waitFor(child)
-		_ = write(w, wordEnded)
-	}()
-	for {
-		switch hear(r) {
-		case wordReady:
-			os.Exit(0)
-		case wordGroup:
-			_ = unix.Setpgid(0, 0)
-		case wordEnded:
-			endLike(m.how, <-ended)
-		}
-	}
-}
-
-// catch has signals delivered to c, except those that the caller ignored.
-func catch(c chan<- os.Signal, signals ...os.Signal) {
-	for _, s := range signals {
-		if !signal.Ignored(s) {
-			signal.Notify(c, s)
-		}
-	}
-}
-
-// startDaemon starts the program once more. The daemon inherits the end w of the
-// pipe, whose number is above the caller's own.
-func startDaemon(m launcherMark, w int) (child int) {
-	path, err := program()
-	exitOn("find", path, err)
-	_, err = unix.FcntlInt(uintptr(w), unix.F_SETFD, 0)
-	exitOn("pass on", "pipe", err)
-	mark := daemonMark{pid(), w, m.replaced, m.name}
-	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
-		Env:   append(atStart.env, mark.String()),
-		Files: []uintptr{0, 1, 2},
-	})
-	exitOn("start", atStart.args[0], err)
-	return child
-}
-
-// passOn passes on what was sent to the launcher alone. The terminal's signals
-// are only caught: the daemon, in the same process group, got its own.
-func passOn(signals <-chan os.Signal, child int) {
-	for s := range signals {
-		if s == unix.SIGTERM || s == unix.SIGHUP {
-			_ = unix.Kill(child, s.(unix.Signal))
-		}
-	}
-}
-
-func waitFor(child int) (status unix.WaitStatus) {
-	err := uninterrupted(func() error {
-		_, err := unix.Wait4(child, &status, 0, nil)
-		return err
-	})
-	exitOn("wait for", "process "+strconv.Itoa(child), err)
-	return status
-}
-
-func hear(pipe int) string {
-	word := make([]byte, 1)
-	err := uninterrupted(func() error {
-		_, err := unix.Read(pipe, word)
-		return err
-	})
-	exitOn("read", "pipe", err)
-	return string(word)
-}
-
-// endLike ends the launcher the way the daemon ended before it was ready.
-func endLike(how int, status unix.WaitStatus) {
-	if status.Signaled() {
-		dieOf(status.Signal())
-		os.Exit(128 + int(status.Signal()))
-	}
-	code := status.ExitStatus()
-	if code == 0 && how == implicit { // after Detach it may have been a --version
-		exitOn("detach", atStart.args[0], errors.New("exited with status 0 before it was ready"))
-	}
-	os.Exit(code)
-}
-
-// exitOn is for a failure of the launcher itself.
-func exitOn(operation, object string, err error) {
-	if err != nil {
-		os.Stderr.WriteString(failed(operation, object, err).Error() + "\n")
-		os.Exit(1)
-	}
 }

@@ -27,41 +27,10 @@ var notifier struct {
 	readyStatus Field // what this supervisor was told by the last Ready
 	lastStatus  Field // what it was told last
 
-	// At the end, for the first call's sake: what is in front of the datagram's
-	// buffer, and the first bytes of that, are in one page of memory.
+	// Last, so that what stands before its buffer shares a page of memory with the
+	// first bytes of that: the first call touches one page less.
 	datagram
 }
-
-var (
-	readyVerb    = verb{own: readyField[:], status: &notifier.readyStatus, mainPID: &notifier.mainPID, patience: patient}
-	wrappedReady = verb{own: readyField[:], status: &notifier.readyStatus, patience: patient}
-	readyField   = [...]Field{{key: "READY", text: "READY=1\n", form: wholeLine}}
-)
-
-// readyFor returns what Ready says. MAINPID names this process if that is the one
-// which the supervisor started, as far as it tells. Behind a wrapper systemd would
-// stop watching the wrapper, which is its child, for a process that is not, and
-// lose the exit status. In another PID namespace the number is a stranger's.
-func readyFor(address string, fields []Field) *verb {
-	for i := range fields {
-		if fields[i].form == mainPID {
-			return &readyVerb
-		}
-	}
-	wrapped := pid() == 1
-	if started := executedPID(); started != "" {
-		wrapped = wrapped || !namesPID(started)
-	} else if strings.HasSuffix(address, "/systemd/notify") {
-		wrapped = wrapped || !systemdIsParent() // env -i or sudo have removed the variable
-	}
-	if wrapped {
-		return &wrappedReady
-	}
-	return &readyVerb
-}
-
-// systemdIsParent is startedBySystemd at the first call: that takes memory.
-var systemdIsParent = sync.OnceValue(startedBySystemd)
 
 // notify tells the supervisor what the verb says and then the caller's fields, in
 // one datagram. It does nothing if no supervisor listens.
@@ -74,9 +43,9 @@ func notify(v *verb, fields []Field) error {
 }
 
 // send sends to address. If the queue is full it waits for room with the lock
-// released, so that each caller's patience is its own. A system call makes the
-// processor forget where its callers return to, which costs a hundredth of a send
-// for each of them: so this is one function.
+// released, so that each caller's patience is its own. It is one function on purpose:
+// after a system call the processor mispredicts the return of each function that led
+// there, which costs a hundredth of a send.
 func send(address string, v *verb, fields []Field) error {
 	n := &notifier
 	var deadline time.Time
@@ -116,13 +85,13 @@ var mainPIDLine = sync.OnceValue(func() Field {
 	return Field{number: int64(pid()), text: "MAINPID=" + strconv.Itoa(pid()) + "\n", form: wholeLine}
 })
 
-// patience returns how long to wait for room. A receiver may have removed its
-// socket, as OpenRC does after READY=1: it keeps it open and never reads again.
-// After a chroot the path says nothing.
+// patience returns how long to wait for room. After READY=1 OpenRC removes its
+// socket, keeps it open and never reads again: if the path is gone, nobody waits for
+// long but whoever has a context of his own. After a chroot the path says nothing.
 func patience(v *verb, address string) time.Duration {
 	_, err := identifyPath(address)
 	root, _ := identifyPath("/")
-	if address[0] == '/' && err == unix.ENOENT && root == atStart.root {
+	if v.ctx == nil && address[0] == '/' && err == unix.ENOENT && root == atStart.root {
 		return min(v.patience, brief)
 	}
 	return v.patience
@@ -211,6 +180,37 @@ func (s *socket) connect() error {
 	return err
 }
 
+var (
+	readyVerb    = verb{own: readyField[:], status: &notifier.readyStatus, mainPID: &notifier.mainPID, patience: patient}
+	wrappedReady = verb{own: readyField[:], status: &notifier.readyStatus, patience: patient}
+	readyField   = [...]Field{{key: "READY", text: "READY=1\n", form: wholeLine}}
+)
+
+// readyFor returns what Ready says. MAINPID names this process if that is the one
+// which the supervisor started, as far as it tells. Behind a wrapper systemd would
+// stop watching the wrapper, which is its child, for a process that is not, and
+// lose the exit status. In another PID namespace the number is a stranger's.
+func readyFor(address string, fields []Field) *verb {
+	for i := range fields {
+		if fields[i].form == mainPID {
+			return &readyVerb
+		}
+	}
+	wrapped := pid() == 1
+	if started := executedPID(); started != "" {
+		wrapped = wrapped || !namesPID(started)
+	} else if strings.HasSuffix(address, "/systemd/notify") {
+		wrapped = wrapped || !systemdIsParent() // env -i or sudo have removed the variable
+	}
+	if wrapped {
+		return &wrappedReady
+	}
+	return &readyVerb
+}
+
+// systemdIsParent is startedBySystemd at the first call: that takes memory.
+var systemdIsParent = sync.OnceValue(startedBySystemd)
+
 // Barrier returns when the receiver has let go of the barrier, a descriptor
 // sent with BARRIER=1: systemd closes it once it has handled all that this
 // service sent before (sd_notify_barrier(3)). A helper process that notifies
@@ -239,8 +239,7 @@ func Barrier(ctx context.Context) error {
 		fds := [1]unix.PollFd{{Fd: int32(r)}} // POLLHUP comes unasked; what a receiver may write says nothing
 		_, err := unix.Poll(fds[:], int(pollInterval/time.Millisecond))
 		switch {
-		case err == unix.EINTR:
-		case err != nil:
+		case err != nil && err != unix.EINTR:
 			return failed("barrier", address, err)
 		case fds[0].Revents&unix.POLLNVAL != 0: // the program has closed all descriptors
 			return failed("barrier", address, unix.EBADF)
@@ -249,11 +248,6 @@ func Barrier(ctx context.Context) error {
 		}
 	}
 	return failed("barrier", address, ctx.Err())
-}
-
-// failed returns an error that names the operation and what it was for.
-func failed(operation, object string, err error) error {
-	return &os.PathError{Op: "daemon: " + operation, Path: object, Err: err}
 }
 
 // errnoOf returns the error number that err wraps.

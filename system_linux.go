@@ -54,8 +54,8 @@ func duplicateTo(from, to int) error {
 	}
 }
 
-// workingDirectory does without the page that unix.Getwd takes from a stack that
-// is still small, which is a fifth of what an import costs.
+// workingDirectory avoids the page that unix.Getwd takes on the stack, which would
+// have to grow for it: a fifth of what an import costs.
 func workingDirectory() string {
 	var path [256]byte
 	n, err := unix.Getcwd(path[:])
@@ -131,6 +131,9 @@ func idsAtStart() (ids [4]int) {
 	return ids
 }
 
+// pathOnly opens a directory that may be entered, but not read.
+const pathOnly = unix.O_PATH
+
 // selfPath executes this program also if its file has been replaced or removed.
 const selfPath = "/proc/self/exe"
 
@@ -180,12 +183,19 @@ func programFiles() (executed, loaded string) {
 	return executed, loaded
 }
 
-// isIgnored takes no system call for those signals that os/signal knows of.
-func isIgnored(s unix.Signal) bool {
-	if s == unix.SIGHUP || s == unix.SIGINT {
-		return signal.Ignored(s)
+// keptSignals are those that a Go program leaves ignored if its caller ignored
+// them: the runtime takes all others back (see os/signal).
+var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
+
+// ignoredSignals returns those that the caller ignored. The first two, of which
+// os/signal knows, take no system call.
+func ignoredSignals() (ignored []unix.Signal) {
+	for i, s := range keptSignals {
+		if i < 2 && signal.Ignored(s) || i >= 2 && quiet.IsIgnored(s) {
+			ignored = append(ignored, s)
+		}
 	}
-	return quiet.IsIgnored(s)
+	return ignored
 }
 
 // prepareExec removes what outlives this program and would kill the next:

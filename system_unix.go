@@ -5,7 +5,6 @@ package daemon
 import (
 	"os"
 	"os/exec"
-	"os/signal"
 	"strings"
 	"syscall"
 
@@ -46,7 +45,7 @@ func muteStderr() (moved int, restore func()) { return -1, func() {} }
 
 func endQuiet() {}
 
-func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
+func ignoredSignals() []unix.Signal { return nil }
 
 // dieOf returns: the launcher exits with 128+n.
 func dieOf(unix.Signal) {}
@@ -92,6 +91,8 @@ func readFile(string) string { return "" }
 var startIDs = [4]int{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid()}
 
 func idsAtStart() [4]int { return startIDs }
+
+const pathOnly = unix.O_RDONLY
 
 // selfPath: there is none.
 const selfPath = ""

@@ -24,7 +24,7 @@ func stopOnce() error {
 		return nil
 	}
 	if pid() == 1 { // see kill(2)
-		return failed("raise SIGSTOP", "as PID 1 of a namespace", unix.EPERM)
+		return failed("raise", "SIGSTOP as PID 1 of a namespace", unix.EPERM)
 	}
 	err := checkProgram("unset UPSTART_JOB")
 	if err == nil {

@@ -38,6 +38,7 @@ import (
 
 func init() {
 	isLauncher := strings.Contains(os.Getenv("_DAEMON_DETACH"), ":launcher:")
+	isDaemon := strings.Contains(os.Getenv("_DAEMON_DETACH"), ":daemon:")
 	switch os.Getenv("EARLY") {
 	case "start a helper":
 		if os.Args[0] != "helper" {
@@ -56,6 +57,14 @@ func init() {
 			}
 			syscall.Read(fifo, make([]byte, 1)) // until the test closes it
 			syscall.Close(fifo)
+		}
+	case "lose the launcher's marker":
+		if isLauncher {
+			os.Unsetenv("_DAEMON_DETACH")
+		}
+	case "lose the daemon's marker":
+		if isDaemon {
+			os.Unsetenv("_DAEMON_DETACH")
 		}
 	case "fail in the launcher":
 		if isLauncher {
@@ -132,6 +141,32 @@ func TestHelperOfAnEarlierInitializerIsNoDaemon(t *testing.T) {
 				t.Errorf("the caller sees %s and %s", got, c.Printed())
 			}
 		})
+	}
+}
+
+// One that drops all variables that it does not know, for instance. There must be no
+// launcher after launcher, nor daemon after daemon.
+func TestInitializerThatRemovesTheMarker(t *testing.T) {
+	t.Parallel()
+	command := earlyProgram(t)
+	for _, early := range []string{"lose the launcher's marker", "lose the daemon's marker"} {
+		for _, verb := range []string{"ready", "detach"} {
+			t.Run(early+"/"+verb, func(t *testing.T) {
+				l := testdaemon.NewLine(t)
+				c := l.Pipe(command(l, "EARLY="+early))
+				l.Process().Leaves(verb)
+				p := l.Process()
+				for _, again := range []string{"ready", "detach"} {
+					p.Refuses(again, "an initializer has removed _DAEMON_DETACH")
+				}
+				p.Leaves("123")
+				if got := c.Exit(); got != "exit 3" || c.Printed() != "" {
+					t.Errorf("the caller sees %s and %s", got, c.Printed())
+				}
+				l.MustBeOver()
+				l.MustBeSilent()
+			})
+		}
 	}
 }
 

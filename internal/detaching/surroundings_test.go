@@ -276,3 +276,29 @@ func TestReadyKnowsWhomSystemdHasExecutedWithoutAnEnvironment(t *testing.T) {
 		})
 	}
 }
+
+// A call from there comes back to it if it fails.
+func TestDetachFromADirectoryThatMayOnlyBeEntered(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"ready", "detach"} {
+		dir := testdaemon.Directory(t)
+		l := testdaemon.NewLine(t)
+		cmd := l.Command()
+		mode := os.FileMode(0o311)
+		if os.Geteuid() == 0 {
+			cmd, mode = testdaemon.AsNobody(t, cmd), 0o711
+		}
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		c := l.Pipe(cmd)
+		p := l.Process()
+		p.Do("chdir " + dir)
+		p = p.Detaches(verb)
+		p.Do("ready")
+		p.MustBeDetached()
+		if got := c.Exit(); got != "exit 0" || c.Printed() != "" {
+			t.Errorf("the caller sees %s and %s", got, c.Printed())
+		}
+	}
+}

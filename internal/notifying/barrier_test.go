@@ -166,6 +166,24 @@ func TestBarrierEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// For other notifications five seconds are enough then.
+func TestBarrierWaitsForAReceiverThatHasRemovedItsSocket(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 6 s")
+	}
+	m := testdaemon.ListenByHand(t)
+	if err := daemon.Heartbeat(); err != nil { // connects
+		t.Fatal(err)
+	}
+	m.Fill()
+	os.Remove(m.Address)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+	defer cancel()
+	if err := daemon.Barrier(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), m.Address) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestBarriersLeakNothing(t *testing.T) {
 	systemd := daemontest.Systemd(t)
 	bad, cancel := context.WithCancel(t.Context())

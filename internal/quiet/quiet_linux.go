@@ -27,11 +27,13 @@ func init() {
 	SetDumpable(0)
 	SetAction(syscall.SIGQUIT, DefaultAction)
 	if stderr > 2 && wasDumpable { // not in a setuid program, whose caller has set the marker
-		// A handler that already runs in another thread stops this one meanwhile.
+		// If another thread is in the handler already, it stops this one here, while 2
+		// still is /dev/null.
 		_ = syscall.Nanosleep(&syscall.Timespec{Nsec: 1}, nil)
 		_ = syscall.Dup3(stderr, 2, 0)
 		_ = syscall.Close(stderr)
 	}
+	wasDumpable = wasDumpable || stderr > 2 // another copy of this package has been here first
 }
 
 // parseMarker returns another descriptor of the caller's 2. ok is false if package
@@ -59,7 +61,7 @@ func cut(text string) (field, rest string) {
 	return text, ""
 }
 
-// End is for a launcher that catches SIGQUIT from now on.
+// End lets the launcher leave a core again, for it catches SIGQUIT by itself now.
 func End() {
 	if wasDumpable {
 		SetDumpable(1)
