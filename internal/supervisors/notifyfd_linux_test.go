@@ -29,8 +29,11 @@ func TestS6WaitsUntilReady(t *testing.T) {
 			s.start(supervise, s.dir)
 			for range 2 { // the second time after a crash
 				p := s.Process()
-				if got := s.run1("s6-svstat", "-o", "up,ready", s.dir); got != "true false\n" {
-					t.Errorf("before Ready it is up, ready: %s", got)
+				testdaemon.WaitUntil(t, "s6 to know of its process", func() bool {
+					return s.run1("s6-svstat", "-o", "up", s.dir) == "true\n"
+				})
+				if got := s.run1("s6-svstat", "-o", "ready", s.dir); got != "false\n" {
+					t.Errorf("before Ready it is ready: %s", got)
 				}
 				waiter := exec.Command("s6-svwait", "-U", "-t", strconv.FormatInt(testdaemon.Patience.Milliseconds(), 10), s.dir)
 				if err := waiter.Start(); err != nil {
