@@ -42,14 +42,16 @@
 //   - or takes long to initialize.
 //
 // A detach executes the program three times, in two processes. Initializers of
-// other packages may run each time, and must not take locks or ports. The daemon
-// leads a session of its own, so it opens terminals with O_NOCTTY. It keeps its
-// caller's working directory and umask; chdir("/") and umask(0) are up to the
+// other packages may run each time: they must not take locks, ports or passed
+// descriptors, nor change the directory, os.Args or the standard descriptors. The
+// daemon leads a session of its own, so it opens terminals with O_NOCTTY. It keeps
+// its caller's working directory and umask; chdir("/") and umask(0) are up to the
 // program. Its standard descriptors are on /dev/null, unless main has put a log
-// file there: a shell's `> log` ends at Ready. If the daemon ends before it is ready, the shell sees its
-// exit status or its signal. Until then SIGTERM to the whole process group reaches
-// the daemon twice, and SIGINT to the process that the shell waits for does not
-// reach it. A goroutine that reads the terminal goes on reading after Ready.
+// file there: a shell's `> log` ends at Ready. If the daemon ends before it is
+// ready, the shell sees its exit status or its signal. Until then SIGTERM to the
+// whole process group reaches the daemon twice, and SIGINT to the process that the
+// shell waits for does not reach it. A goroutine that reads the terminal goes on
+// reading after Ready.
 //
 // # The foreground
 //
@@ -70,8 +72,8 @@
 // [os.ErrDeadlineExceeded] if the supervisor does not read.
 //
 // All functions may be called from any goroutine at any time. After the first
-// call, no notification allocates heap memory or opens a descriptor; [Barrier],
-// [StoreFiles] and [Fail] do.
+// call, no notification that need not wait for room allocates heap memory, and none
+// opens a descriptor; [Barrier], [StoreFiles] and [Fail] may do both.
 //
 // The environment variable _DAEMON_DETACH is this package's own.
 package daemon
@@ -133,7 +135,7 @@ func Fail(err error) error {
 		return nil
 	}
 	fields := []Field{Status(err.Error())}
-	if errno, ok := errnoOf(err); ok && errno <= maxErrno {
+	if errno, ok := errnoOf(err); ok && 0 <= errno && errno <= maxErrno {
 		fields = append(fields, Errno(errno))
 	}
 	return Notify(fields...)

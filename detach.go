@@ -33,7 +33,7 @@ func Detach() error {
 	if detached.isDaemon {
 		return checkLauncher()
 	}
-	if Detect() != None || atStart.supervisor != None {
+	if Detect() != None || startedSupervised() {
 		return nil
 	}
 	return detach(explicit)
@@ -58,7 +58,6 @@ func init() {
 // atStart is how this process was started. The daemon is started alike.
 var atStart struct {
 	args, env     []string
-	supervisor    Supervisor
 	executedPID   string // see executedPID
 	directory     string
 	directoryID   identity
@@ -76,9 +75,8 @@ func keepStart() {
 	if len(s.args) == 0 { // musl passes none to a library
 		s.args = []string{"?"}
 	}
-	s.env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
-	s.supervisor = Detect()
-	s.executedPID = os.Getenv("SYSTEMD_EXEC_PID")
+	s.env = slices.DeleteFunc(firstEnvironment(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
+	s.executedPID = started("SYSTEMD_EXEC_PID")
 	s.directory = workingDirectory()
 	s.directoryID, _ = identifyPath(".")
 	s.path = executedPath()
@@ -90,6 +88,21 @@ func keepStart() {
 	s.ignored = ignoredSignals()
 }
 
+// startedSupervised is Detect for the environment with which this process was started.
+func startedSupervised() bool {
+	return started("UPSTART_JOB")+started("NOTIFY_SOCKET")+started("NOTIFY_FD") != ""
+}
+
+// started returns a variable with which this process was started.
+func started(key string) string {
+	for _, v := range atStart.env {
+		if value, ok := strings.CutPrefix(v, key+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
 const advice = "call daemon.Detach first in main"
 
 // detach returns nil if this process is to stay as it is; otherwise it does not
@@ -99,12 +112,14 @@ func detach(how int) error {
 	switch {
 	case detached.isDaemon:
 		return nil
-	case atStart.supervisor != None: // it is there, and cannot be told
+	case startedSupervised(): // it is there, and cannot be told
 		return refuse("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
 	case startedAgain(): // the same answer before and after the launcher has gone
 		return refuse("another copy of this package has detached the program: call Ready of that one only; or an initializer has removed " + marker + " from the environment")
 	case staysInForeground():
 		return nil
+	case takenByInitializer(): // and would be by the daemon's initializer, which finds another LISTEN_PID
+		return refuse("an initializer has taken what the supervisor passed (LISTEN_FDS): take it in main, or call daemon.Foreground")
 	case pid() == 1: // and Background
 		return refuse("PID 1 cannot leave, for everything would end with it: do not call daemon.Background")
 	case secure():
@@ -135,7 +150,7 @@ func checkProgram(cure string) error {
 	isTestFlag := func(arg string) bool { return strings.HasPrefix(arg, "-test.") }
 	stack, isCaller := mainStack()
 	begun := strings.Contains(stack, "\nmain.main()\n")
-	isTest := strings.Contains(stack, "_testmain.go:") || strings.Contains(stack, "\ntesting.(*M).Run(")
+	isTest := strings.Contains(stack, "\t_testmain.go:") || strings.Contains(stack, "\ntesting.(*M).Run(")
 	executed, loaded := programFiles()
 	switch {
 	case !begun && !(isCaller && onMainThread()): // nor in a program's initializer

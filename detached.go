@@ -91,6 +91,7 @@ func tellLauncher() error {
 	if err := leaveTerminal(); err != nil {
 		return err
 	}
+	outliveLauncher()
 	if err := say(wordReady); err != nil {
 		return failed("detach: tell", "launcher", err)
 	}

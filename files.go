@@ -43,6 +43,8 @@ const firstPassed = 3
 var passed struct {
 	sync.Mutex
 	atStart []passedFD
+	known   bool // atStart is all that was passed
+	marked  bool // one was close-on-exec at start
 	files   []*os.File
 }
 
@@ -52,13 +54,30 @@ type passedFD struct {
 }
 
 // keepPassed runs before main, when the descriptors are there for certain.
-func keepPassed() { passed.atStart = promised() }
+func keepPassed() {
+	passed.atStart, passed.known = promised(), namesPID(getenv("LISTEN_PID"))
+	for _, c := range passed.atStart {
+		flags, _ := unix.FcntlInt(uintptr(c.fd), unix.F_GETFD, 0)
+		passed.marked = passed.marked || flags&unix.FD_CLOEXEC != 0
+	}
+}
+
+// takenByInitializer reports whether an initializer of another package has taken the
+// descriptors: it has marked them, or removed the variables.
+func takenByInitializer() bool {
+	return passed.marked || !passed.known && started("LISTEN_FDS") != "" && namesPID(started("LISTEN_PID"))
+}
 
 func takeFiles() (files []*os.File) {
 	for i, f := range promised() {
 		flags, _ := unix.FcntlInt(uintptr(f.fd), unix.F_GETFD, 0)
-		replaced := i < len(passed.atStart) && passed.atStart[i].id != f.id
-		if replaced || flags&unix.FD_CLOEXEC != 0 { // our own: no such one is passed
+		ours := flags&unix.FD_CLOEXEC != 0 // no such one is passed
+		if i < len(passed.atStart) {
+			ours = ours || passed.atStart[i].id != f.id
+		} else if passed.known {
+			ours = true // it was not there at start
+		}
+		if ours {
 			break
 		}
 		unix.CloseOnExec(f.fd)

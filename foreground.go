@@ -146,7 +146,7 @@ func hasOtherEnd(fd int) bool {
 // (hidepid=): that may be a supervisor.
 func parentHidden() bool {
 	parent := parentOf("self")
-	return parent > 1 && nameOfProcess("self") != "" && nameOfProcess(strconv.Itoa(parent)) == "" && parentOf("self") == parent
+	return parent > 1 && readProcess("self", "comm") != "" && readProcess(strconv.Itoa(parent), "comm") == "" && parentOf("self") == parent
 }
 
 // nameOfProcess returns what ps(1) shows of it, or nothing if it cannot be seen.

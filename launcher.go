@@ -27,7 +27,8 @@ const (
 func launch(m launcherMark) {
 	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
-	if signal.Ignored(unix.SIGCHLD) { // by an initializer: the daemon's exit status would be lost
+	if isIgnored(unix.SIGCHLD) { // by an initializer: the daemon's exit status would be lost
+		signal.Ignore(unix.SIGCHLD) // or Notify would not know of it
 		signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
 	}
 	signals := make(chan os.Signal, 16)
@@ -42,9 +43,10 @@ func launch(m launcherMark) {
 	setName(m.name) // for which an ordinary user must be dumpable
 	go passOn(signals, child)
 
-	ended := make(chan unix.WaitStatus, 1)
+	var status unix.WaitStatus
+	ended := make(chan error, 1)
 	go func() {
-		ended <- waitFor(child)
+		ended <- waitFor(child, &status)
 		_ = write(w, wordEnded)
 	}()
 	for {
@@ -54,7 +56,8 @@ func launch(m launcherMark) {
 		case wordGroup:
 			_ = unix.Setpgid(0, 0)
 		case wordEnded:
-			endLike(m.how, <-ended)
+			exitOn("wait for", "process "+strconv.Itoa(child), <-ended)
+			endLike(m.how, status)
 		}
 	}
 }
@@ -94,13 +97,11 @@ func passOn(signals <-chan os.Signal, child int) {
 	}
 }
 
-func waitFor(child int) (status unix.WaitStatus) {
-	err := uninterrupted(func() error {
-		_, err := unix.Wait4(child, &status, 0, nil)
+func waitFor(child int, status *unix.WaitStatus) error {
+	return uninterrupted(func() error {
+		_, err := unix.Wait4(child, status, 0, nil)
 		return err
 	})
-	exitOn("wait for", "process "+strconv.Itoa(child), err)
-	return status
 }
 
 func hear(pipe int) string {

@@ -54,6 +54,9 @@ func send(address string, v *verb, fields []Field) error {
 		if n.peer.Name != address { // another supervisor, which nobody has told anything yet
 			n.peer, n.connected, n.said = syscall.SockaddrUnix{Name: address}, false, nil
 			n.mainPID = mainPIDLine()
+			if onlyParentTells(address) {
+				systemdIsParent() // now, while there are memory and a descriptor
+			}
 			n.readyStatus, n.lastStatus = Status("ready"), Status("")
 		}
 		err := n.encode(v, fields)
@@ -199,8 +202,8 @@ func readyFor(address string, fields []Field) *verb {
 	wrapped := pid() == 1
 	if started := executedPID(); started != "" {
 		wrapped = wrapped || !namesPID(started)
-	} else if strings.HasSuffix(address, "/systemd/notify") {
-		wrapped = wrapped || !systemdIsParent() // env -i or sudo have removed the variable
+	} else if onlyParentTells(address) {
+		wrapped = wrapped || !systemdIsParent()
 	}
 	if wrapped {
 		return &wrappedReady
@@ -208,7 +211,14 @@ func readyFor(address string, fields []Field) *verb {
 	return &readyVerb
 }
 
-// systemdIsParent is startedBySystemd at the first call: that takes memory.
+// onlyParentTells reports whether systemd's own socket is there without
+// SYSTEMD_EXEC_PID: systemd is older than 248, or env -i or sudo have removed the
+// variable.
+func onlyParentTells(address string) bool {
+	return strings.HasSuffix(address, "/systemd/notify") && executedPID() == ""
+}
+
+// systemdIsParent is startedBySystemd at the first call, which allocates memory.
 var systemdIsParent = sync.OnceValue(startedBySystemd)
 
 // Barrier returns when the receiver has let go of the barrier, a descriptor

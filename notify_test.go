@@ -600,6 +600,7 @@ func TestFilesArePassed(t *testing.T) {
 		{"non-blocking", own, "2", "web:db", "nonblock", []string{"web", "db"}},
 		{"fewer open than promised", own, "5", "web:db", "", []string{"web", "db"}},
 		{"fewer open than promised, non-blocking", own, "5", "web:db", "nonblock", []string{"web", "db"}},
+		{"fewer open than promised, and files of the program's own", own, "5", "web:db", "open", []string{"web", "db"}},
 		{"many more promised", own, "2000000000", "web:db", "", []string{"web", "db"}},
 
 		{"no pid", "", "2", "web:db", "", nil},
@@ -1031,7 +1032,8 @@ func startWithFiles(t *testing.T, pid, count, names, before string) *testdaemon.
 	t.Helper()
 	cmd := testdaemon.UnderShell(testdaemon.Program(t, "files-passed", before),
 		`export LISTEN_PID=`+pid+`; exec "$@" 5<&-`) // a fuzzing process leaves 5 open
-	cmd.Env = append(cmd.Env, "LISTEN_FDS="+count, "LISTEN_FDNAMES="+names)
+	cmd.Env = append(cmd.Env, "LISTEN_FDS="+count, "LISTEN_FDNAMES="+names,
+		"GODEBUG=containermaxprocs=0") // or the runtime has files of its own at 5 and 6
 	cmd.ExtraFiles = []*os.File{testdaemon.Memory(t, "first"), testdaemon.Memory(t, "second")}
 	return testdaemon.StartCommand(t, cmd)
 }

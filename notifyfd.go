@@ -37,6 +37,14 @@ func writeReady(value string) error {
 	} else if int(number) != fd || !notifyFD.passed.valid() {
 		return failed("write to NOTIFY_FD", value+" (no pipe or socket that was open for writing at start)", unix.EBADF)
 	}
+	null := -1
+	if fd <= 2 { // first, so that nothing can fail after the line
+		var err error
+		if null, err = openNull(); err != nil {
+			return failed("open /dev/null in place of NOTIFY_FD", value, err)
+		}
+		defer unix.Close(null)
+	}
 	// One write: finit reads once. A pipe that is full has no supervisor at its end.
 	if err := writeNow(fd, "READY=1\n"); err != nil {
 		return failed("write to NOTIFY_FD", value, err)
@@ -46,9 +54,7 @@ func writeReady(value string) error {
 	unsetenv("NOTIFY_FD")
 	if fd > 2 {
 		unix.Close(fd)
-		return nil
-	}
-	if err := openNullAs(fd); err != nil {
+	} else if err := duplicateTo(null, fd); err != nil {
 		return failed("open /dev/null in place of NOTIFY_FD", value, err)
 	}
 	return nil
@@ -57,7 +63,11 @@ func writeReady(value string) error {
 // writeNow writes text in one piece, without waiting for room.
 func writeNow(fd int, text string) error {
 	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-	if _, err := unix.Poll(fds[:], 0); err == nil && fds[0].Revents == 0 {
+	err := uninterrupted(func() error {
+		_, err := unix.Poll(fds[:], 0)
+		return err
+	})
+	if err == nil && fds[0].Revents == 0 {
 		return unix.EAGAIN
 	}
 	return write(fd, text)

@@ -134,6 +134,9 @@ func idsAtStart() (ids [4]int) {
 // pathOnly opens a directory that may be entered, but not read.
 const pathOnly = unix.O_PATH
 
+// firstEnvironment returns the environment with which this process was started.
+func firstEnvironment() []string { return quiet.Environment }
+
 // selfPath executes this program also if its file has been replaced or removed.
 const selfPath = "/proc/self/exe"
 
@@ -177,6 +180,9 @@ func programFiles() (executed, loaded string) {
 			loaded = strings.TrimSuffix(rest[path:], "\n")
 		}
 	}
+	if now, _ := os.Readlink(selfPath); strings.ReplaceAll(now, "\n", `\012`) != executed {
+		return programFiles() // it has been renamed or removed between the two
+	}
 	if strings.HasPrefix(loaded, "/memfd:") { // a program that unpacks itself, by upx
 		return executed, executed
 	}
@@ -187,11 +193,14 @@ func programFiles() (executed, loaded string) {
 // them: the runtime takes all others back (see os/signal).
 var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
 
+// isIgnored also knows what was ignored behind os/signal's back.
+func isIgnored(s unix.Signal) bool { return quiet.IsIgnored(s) }
+
 // ignoredSignals returns those that the caller ignored. The first two, of which
 // os/signal knows, take no system call.
 func ignoredSignals() (ignored []unix.Signal) {
 	for i, s := range keptSignals {
-		if i < 2 && signal.Ignored(s) || i >= 2 && quiet.IsIgnored(s) {
+		if i < 2 && signal.Ignored(s) || i >= 2 && isIgnored(s) {
 			ignored = append(ignored, s)
 		}
 	}
@@ -257,6 +266,14 @@ func muteStderr() (moved int, restore func()) {
 }
 
 func endQuiet() { quiet.End() }
+
+// outliveLauncher takes back a PR_SET_PDEATHSIG of main's, by which the daemon would
+// end with the launcher. Each thread has its own; with cgo only this one's is reached.
+func outliveLauncher() {
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, 0, 0); errno != 0 {
+		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0)
+	}
+}
 
 // dieOf ends this process by a signal and without a core. It returns if it can't.
 func dieOf(signal unix.Signal) {

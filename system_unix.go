@@ -5,6 +5,7 @@ package daemon
 import (
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 
@@ -45,7 +46,11 @@ func muteStderr() (moved int, restore func()) { return -1, func() {} }
 
 func endQuiet() {}
 
+func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
+
 func ignoredSignals() []unix.Signal { return nil }
+
+func outliveLauncher() {}
 
 // dieOf returns: the launcher exits with 128+n.
 func dieOf(unix.Signal) {}
@@ -93,6 +98,9 @@ var startIDs = [4]int{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid
 func idsAtStart() [4]int { return startIDs }
 
 const pathOnly = unix.O_RDONLY
+
+// firstEnvironment may have been changed by other packages' initializers.
+func firstEnvironment() []string { return os.Environ() }
 
 // selfPath: there is none.
 const selfPath = ""

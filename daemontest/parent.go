@@ -345,7 +345,16 @@ func (p *parent) end() {
 		p.orders.Close()
 		// A parent that still starts the command may wait for a file system.
 		stuck := time.AfterFunc(grace+2*Timeout, func() { p.cmd.Process.Kill() })
-		p.cmd.Wait() // how the parent ended; how the command did is in the reports
+		waited := make(chan struct{})
+		go func() {
+			p.cmd.Wait() // how the parent ended; how the command did is in the reports
+			close(waited)
+		}()
+		select {
+		case <-waited:
+		case <-time.After(grace + 3*Timeout):
+			p.t.Fatalf("daemontest: %s has ended, and a Stdin, Stdout or Stderr of the test's command still blocks", p.path)
+		}
 		stuck.Stop()
 		failed, err := p.find(context.Background(), func(r report) bool { return r.Event == hasFailed })
 		if err == nil {

@@ -424,6 +424,7 @@ func (s *service) fail(what, received string) {
 // waitReady waits until the service is ready.
 func (u *Unit) waitReady(ctx context.Context) {
 	u.service.t.Helper()
+	u.Systemd.skip(u.first) // an earlier start may have said READY=1 again, after a reload
 	u.Ready = u.Systemd.Wait(ctx, "READY=1")
 }
 

@@ -395,6 +395,28 @@ func TestWhatAServiceLeavesBehindIsKilled(t *testing.T) {
 	}
 }
 
+// A start that has said READY=1 again is not the next one.
+func TestRestartWaitsForTheNewStart(t *testing.T) {
+	u := Service(t, serviceProgram(t, "say READY=1", "say READY=1", "sleep"))
+	eventually(t, "it has said both", func() bool { return len(u.Systemd.All()) == 2 })
+	again := u.Restart(t.Context())
+	if again.Ready.PID != again.PID {
+		t.Errorf("process %d is ready, want %d", again.Ready.PID, again.PID)
+	}
+}
+
+func TestManyFilesArePassed(t *testing.T) {
+	file, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	u := StartService(t, shell(`echo $LISTEN_FDS; [ -e /proc/$$/fd/602 ] && [ ! -e /proc/$$/fd/603 ]`), Pass("many", slices.Repeat([]*os.File{file}, 600)...))
+	if status := u.Wait(t.Context()); status != 0 || u.Output() != "600\n" {
+		t.Errorf("%s, printed %q", describe(status), u.Output())
+	}
+}
+
 func TestServiceIsRestartedWithStoredFiles(t *testing.T) {
 	dir := t.TempDir()
 	paths := map[string]string{}

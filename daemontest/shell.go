@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -211,10 +212,12 @@ func onTerminal(cmd *exec.Cmd, line *os.File) (*exec.Cmd, error) {
 
 // Type types text on the terminal. "\n" is the return key, "\x03" Ctrl-C,
 // "\x1a" Ctrl-Z and "\x1c" Ctrl-\, as long as the command has not changed what
-// they do. It does not wait until the command has read it. It fails the test
-// if there is no terminal any more.
+// they do. It does not wait until the command has read it, unless there is more than
+// the terminal holds (4095 bytes). It fails the test if the command has not made room
+// after Timeout, or if there is no terminal any more.
 func (s *Session) Type(text string) {
 	s.parent.t.Helper()
+	s.terminal.SetWriteDeadline(time.Now().Add(Timeout))
 	if _, err := s.terminal.WriteString(text); err != nil {
 		s.parent.t.Fatalf("daemontest: typing: %v", err)
 	}

@@ -237,6 +237,16 @@ func TestCommandIsThatOfOSExec(t *testing.T) {
 	}
 }
 
+func TestTypedTextThatNobodyReads(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 30 s")
+	}
+	t.Parallel()
+	failing(t, func(ft TB) {
+		StartShell(ft, exec.Command("sleep", "300")).Type(strings.Repeat("more than a terminal holds\n", 10_000))
+	}, "typing: ", "timeout")
+}
+
 func TestTypedTextIsRead(t *testing.T) {
 	s := StartShell(t, shell(`printf 'name: '; read name; printf 'name: '; read other; echo "hello $name and $other"`))
 	s.Expect(t.Context(), "name: ")

@@ -92,15 +92,20 @@ func validName(name string) bool {
 	})
 }
 
-// sendFiles sends descriptors to the parent process, one in each message.
+// sendFiles sends descriptors to the parent process, as many as there can be in each
+// message: it reads them only once it has an order for them.
 func sendFiles(socket int, files []stored) error {
-	for _, f := range files {
+	for some := range slices.Chunk(files, maxFiles) {
+		var fds []int
+		for _, f := range some {
+			fds = append(fds, f.fd)
+		}
 		err := syscall.EINTR
 		for err == syscall.EINTR {
-			err, _ = unix.Sendmsg(socket, []byte{0}, unix.UnixRights(f.fd), nil, unix.MSG_NOSIGNAL).(syscall.Errno)
+			err, _ = unix.Sendmsg(socket, []byte{0}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL).(syscall.Errno)
 		}
 		if err != 0 {
-			return fmt.Errorf("pass %s: %w", f.name, err)
+			return fmt.Errorf("pass %s and what follows: %w", some[0].name, err)
 		}
 	}
 	return nil
@@ -108,7 +113,7 @@ func sendFiles(socket int, files []stored) error {
 
 // receiveFiles receives descriptors, in the parent process.
 func receiveFiles(count int) (files []uintptr) {
-	control := make([]byte, unix.CmsgSpace(4))
+	control := make([]byte, unix.CmsgSpace(4*maxFiles))
 	for len(files) < count {
 		_, size, _, _, err := unix.Recvmsg(filesFD, make([]byte, 1), control, unix.MSG_CMSG_CLOEXEC)
 		if err == unix.EINTR {

@@ -169,6 +169,13 @@ func (s *Supervisor) Wait(ctx context.Context, assignment string) Notification {
 	})
 }
 
+// skip has Next and Wait begin with the notification of this number, or a later one.
+func (s *Supervisor) skip(number int) {
+	s.arrived.mu.Lock()
+	defer s.arrived.mu.Unlock()
+	s.nextRead = max(s.nextRead, number)
+}
+
 // All returns all notifications so far, in the order of arrival.
 func (s *Supervisor) All() []Notification { return s.arrived.all() }
 

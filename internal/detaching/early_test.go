@@ -34,6 +34,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"unsafe"
 )
 
 func init() {
@@ -49,6 +50,16 @@ func init() {
 		}
 	case "ignore SIGCHLD":
 		signal.Ignore(syscall.SIGCHLD)
+	case "ignore SIGCHLD as C does":
+		ignore := [8]uintptr{1} // SIG_IGN
+		syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(syscall.SIGCHLD), uintptr(unsafe.Pointer(&ignore)), 0, 8, 0, 0)
+	case "unset the supervisor":
+		os.Unsetenv(os.Getenv("VARIABLE"))
+	case "take what is passed":
+		syscall.CloseOnExec(3)
+	case "take what is passed, and unset":
+		syscall.CloseOnExec(3)
+		os.Unsetenv("LISTEN_PID")
 	case "hold the launcher up":
 		if isLauncher {
 			fifo, err := syscall.Open(os.Getenv("FIFO"), syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
@@ -170,6 +181,34 @@ func TestInitializerThatRemovesTheMarker(t *testing.T) {
 	}
 }
 
+func TestInitializerThatTakesWhatMainIsToHave(t *testing.T) {
+	t.Parallel()
+	command := earlyProgram(t)
+	refuses := func(t *testing.T, script, words string, env ...string) {
+		t.Helper()
+		l := testdaemon.NewLine(t)
+		cmd := testdaemon.UnderShell(command(l, env...), script)
+		cmd.ExtraFiles = []*os.File{testdaemon.Memory(t, "passed")}
+		c := l.Pipe(cmd)
+		p := l.Process()
+		p.Refuses("ready", words)
+		p.Leaves("123")
+		if got := c.Exit(); got != "exit 3" {
+			t.Errorf("the caller sees %s and %s", got, c.Printed())
+		}
+	}
+	for _, variable := range []string{"NOTIFY_SOCKET", "NOTIFY_FD", "UPSTART_JOB"} {
+		t.Run(variable, func(t *testing.T) {
+			refuses(t, `exec "$@"`, "removed its supervisor's variables", "EARLY=unset the supervisor", "VARIABLE="+variable, variable+"=3")
+		})
+	}
+	for _, early := range []string{"take what is passed", "take what is passed, and unset"} {
+		t.Run(early, func(t *testing.T) {
+			refuses(t, `LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"`, "an initializer has taken what the supervisor passed", "EARLY="+early)
+		})
+	}
+}
+
 func isHelper(t *testing.T, p *testdaemon.Puppet) bool {
 	t.Helper()
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID))
@@ -186,6 +225,7 @@ func TestExitStatusIsSeenWhoeverIgnoresSIGCHLD(t *testing.T) {
 		"caller":              {`trap "" CHLD; exec "$@"`, ""},
 		"earlier initializer": {`exec "$@"`, "ignore SIGCHLD"},
 		"both":                {`trap "" CHLD; exec "$@"`, "ignore SIGCHLD"},
+		"C library":           {`exec "$@"`, "ignore SIGCHLD as C does"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := testdaemon.NewLine(t)

@@ -401,3 +401,19 @@ func TestBlockedSignalsStayAsTheCallerHadThem(t *testing.T) {
 		}
 	}
 }
+
+// The launcher is the daemon's parent, and exits when it is ready.
+func TestDaemonOutlivesTheLauncherWhoseDeathIsASignal(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"ready", "detach"} {
+		l := testdaemon.NewLine(t)
+		c := l.Pipe(l.Command())
+		second := l.Process().Detaches(verb)
+		second.Do("die-with-parent")
+		second.Do("ready")
+		if got := c.Exit(); got != "exit 0" {
+			t.Errorf("the caller sees %s and %s", got, c.Printed())
+		}
+		second.MustBeDetached()
+	}
+}

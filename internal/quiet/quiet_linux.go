@@ -16,6 +16,10 @@ import (
 	"unsafe"
 )
 
+// Environment is that with which this process was started. Initializers of other
+// packages may have changed it when package daemon looks.
+var Environment = syscall.Environ()
+
 var wasDumpable bool
 
 func init() {

@@ -320,6 +320,29 @@ func TestProgramThatAUserManagerStartsStays(t *testing.T) {
 	}
 }
 
+// The parent's name tells of a systemd that sets no SYSTEMD_EXEC_PID. It has been
+// looked at when there is no descriptor any more.
+func TestMainPIDIsKnownWithoutADescriptor(t *testing.T) {
+	t.Parallel()
+	s := newService(t, testdaemon.NewLine(t), "exec PUPPET")
+	address := filepath.Join(s.dir, "of", "systemd", "notify")
+	if err := os.MkdirAll(filepath.Dir(address), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m := testdaemon.OpenMailbox(t, address)
+	shell := s.shellCalled("systemd")
+	program := s.write("program", "NOTIFY_SOCKET="+quote(address)+" "+quote(s.run)+"; exit $?\n")
+	s.start(shell, program)
+	p := s.Process()
+	p.Do("status starting")
+	p.Do("limit-files 3 100")
+	p.Do("ready")
+	m.Next()
+	if got, want := m.Next(), fmt.Sprintf("READY=1\nSTATUS=starting\nMAINPID=%d\n", p.PID); got != want && got != strings.Replace(want, "starting", "ready", 1) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
 // OpenRC waits for a program that goes into the background by itself, and sends
 // others there.
 func TestOpenRCServiceScripts(t *testing.T) {

@@ -46,6 +46,9 @@ func init() {
 		os.Args = nil
 		return nil
 	}
+	orders["die-with-parent"] = func(string) error {
+		return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+	}
 	orders["name"] = func(name string) error {
 		return os.WriteFile("/proc/self/comm", []byte(name), 0)
 	}
