@@ -51,7 +51,8 @@
 // ready, the shell sees its exit status or its signal. Until then SIGTERM to the
 // whole process group reaches the daemon twice, and SIGINT to the process that the
 // shell waits for does not reach it. A goroutine that reads the terminal goes on
-// reading after Ready.
+// reading after Ready. A thread that asks to die with its parent (PR_SET_PDEATHSIG of
+// prctl(2)) does so after Ready.
 //
 // # The foreground
 //

@@ -71,13 +71,11 @@ func takenByInitializer() bool {
 func takeFiles() (files []*os.File) {
 	for i, f := range promised() {
 		flags, _ := unix.FcntlInt(uintptr(f.fd), unix.F_GETFD, 0)
-		ours := flags&unix.FD_CLOEXEC != 0 // no such one is passed
+		ours := passed.known // it was not there at start
 		if i < len(passed.atStart) {
-			ours = ours || passed.atStart[i].id != f.id
-		} else if passed.known {
-			ours = true // it was not there at start
+			ours = passed.atStart[i].id != f.id
 		}
-		if ours {
+		if ours || flags&unix.FD_CLOEXEC != 0 { // no such one is passed
 			break
 		}
 		unix.CloseOnExec(f.fd)

@@ -267,13 +267,10 @@ func muteStderr() (moved int, restore func()) {
 
 func endQuiet() { quiet.End() }
 
-// outliveLauncher takes back a PR_SET_PDEATHSIG of main's, by which the daemon would
-// end with the launcher. Each thread has its own; with cgo only this one's is reached.
-func outliveLauncher() {
-	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, 0, 0); errno != 0 {
-		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0)
-	}
-}
+// outliveLauncher takes back PR_SET_PDEATHSIG of prctl(2), by which the daemon would
+// end with the launcher. Not in other threads: syscall.AllThreadsSyscall would wait
+// for ever for one that a dead file system holds.
+func outliveLauncher() { _ = unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0) }
 
 // dieOf ends this process by a signal and without a core. It returns if it can't.
 func dieOf(signal unix.Signal) {

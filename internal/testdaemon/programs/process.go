@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -47,6 +48,7 @@ func init() {
 		return nil
 	}
 	orders["die-with-parent"] = func(string) error {
+		runtime.LockOSThread() // for Ready, too
 		return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	}
 	orders["name"] = func(name string) error {
