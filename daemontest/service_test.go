@@ -85,14 +85,14 @@ func must(err error) {
 // handOver starts a process that says that it is the main one, and exits.
 func handOver() {
 	address := os.Getenv("NOTIFY_SOCKET")
-	if os.Getenv("SUCCESSOR") != "" {
+	if first, err := strconv.Atoi(os.Getenv("SUCCESSOR_OF")); err == nil {
 		must(send(address, fmt.Sprintf("READY=1\nSTATUS=successor\nMAINPID=%d", os.Getpid())))
-		syscall.Kill(os.Getppid(), syscall.SIGKILL)
+		syscall.Kill(first, syscall.SIGKILL) // which may be gone: not the parent
 		time.Sleep(time.Hour)
 	}
 	must(send(address, "READY=1\nSTATUS=first"))
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "SUCCESSOR=1")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("SUCCESSOR_OF=%d", os.Getpid()))
 	must(cmd.Start())
 	time.Sleep(time.Hour)
 }
