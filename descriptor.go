@@ -118,16 +118,6 @@ func openNull() (fd int, err error) {
 	return moveHigh(low)
 }
 
-// openNullAs puts /dev/null in the place of descriptor fd.
-func openNullAs(fd int) error {
-	null, err := openNull()
-	if err != nil {
-		return err
-	}
-	defer unix.Close(null)
-	return duplicateTo(null, fd)
-}
-
 // uninterrupted repeats a system call that a signal has interrupted.
 func uninterrupted(call func() error) error {
 	err := call()

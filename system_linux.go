@@ -265,6 +265,16 @@ func muteStderr() (moved int, restore func()) {
 	}
 }
 
+// openNullAs puts /dev/null in the place of descriptor fd.
+func openNullAs(fd int) error {
+	null, err := openNull()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(null)
+	return duplicateTo(null, fd)
+}
+
 func endQuiet() { quiet.End() }
 
 // outliveLauncher takes back PR_SET_PDEATHSIG of prctl(2), by which the daemon would
