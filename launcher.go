@@ -27,18 +27,14 @@ const (
 func launch(m mark) {
 	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
-	if isIgnored(unix.SIGCHLD) { // by an initializer: the daemon's exit status would be lost
-		signal.Ignore(unix.SIGCHLD) // or Notify would not know of it
-		signal.Notify(make(chan os.Signal, 1), unix.SIGCHLD)
-	}
 	signals := make(chan os.Signal, 16)
+	catchAnyway(signals, unix.SIGCHLD) // if an initializer ignores it, the daemon's exit status is lost
 	catch(signals, unix.SIGTERM, unix.SIGHUP)
 	child := startDaemon(m, w)
 	// Before there was a daemon Ctrl-C ended the launcher. From now on the daemon gets
 	// its own.
 	catch(signals, unix.SIGINT)
-	signal.Ignore(unix.SIGQUIT) // package quiet has removed the handler: after this Notify installs it again
-	signal.Notify(signals, unix.SIGQUIT)
+	catchAnyway(signals, unix.SIGQUIT)
 	endQuiet()
 	setName(m.name) // for which an ordinary user must be dumpable
 	go passOn(signals, child)
@@ -46,7 +42,10 @@ func launch(m mark) {
 	var status unix.WaitStatus
 	ended := make(chan error, 1)
 	go func() {
-		ended <- waitFor(child, &status)
+		ended <- uninterrupted(func() error {
+			_, err := unix.Wait4(child, &status, 0, nil)
+			return err
+		})
 		_ = write(w, wordEnded)
 	}()
 	for {
@@ -69,6 +68,13 @@ func catch(c chan<- os.Signal, signals ...os.Signal) {
 			signal.Notify(c, s)
 		}
 	}
+}
+
+// catchAnyway also has a signal delivered whose handler was removed behind os/signal's
+// back, by package quiet or by C: after Ignore, Notify installs it again.
+func catchAnyway(c chan<- os.Signal, s os.Signal) {
+	signal.Ignore(s)
+	signal.Notify(c, s)
 }
 
 // startDaemon starts the program once more. The daemon inherits the end w of the
@@ -95,13 +101,6 @@ func passOn(signals <-chan os.Signal, child int) {
 			_ = unix.Kill(child, s.(unix.Signal))
 		}
 	}
-}
-
-func waitFor(child int, status *unix.WaitStatus) error {
-	return uninterrupted(func() error {
-		_, err := unix.Wait4(child, status, 0, nil)
-		return err
-	})
 }
 
 func hear(pipe int) string {

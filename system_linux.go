@@ -193,14 +193,11 @@ func programFiles() (executed, loaded string) {
 // them: the runtime takes all others back (see os/signal).
 var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
 
-// isIgnored also knows what was ignored behind os/signal's back.
-func isIgnored(s unix.Signal) bool { return quiet.IsIgnored(s) }
-
 // ignoredSignals returns those that the caller ignored. The first two, of which
 // os/signal knows, take no system call.
 func ignoredSignals() (ignored []unix.Signal) {
 	for i, s := range keptSignals {
-		if i < 2 && signal.Ignored(s) || i >= 2 && isIgnored(s) {
+		if i < 2 && signal.Ignored(s) || i >= 2 && quiet.IsIgnored(s) {
 			ignored = append(ignored, s)
 		}
 	}

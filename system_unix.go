@@ -5,7 +5,6 @@ package daemon
 import (
 	"os"
 	"os/exec"
-	"os/signal"
 	"strings"
 	"syscall"
 
@@ -45,8 +44,6 @@ func prepareExec() (restore func()) { return func() {} }
 func muteStderr() (moved int, restore func()) { return -1, func() {} }
 
 func endQuiet() {}
-
-func isIgnored(s unix.Signal) bool { return signal.Ignored(s) }
 
 func ignoredSignals() []unix.Signal { return nil }
 
