@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"cmp"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,9 +15,7 @@ type identity struct{ device, inode uint64 }
 // identify returns the identity of what descriptor fd stands for, or zero.
 func identify(fd int) identity {
 	var stat unix.Stat_t
-	if unix.Fstat(fd, &stat) != nil {
-		return identity{}
-	}
+	_ = unix.Fstat(fd, &stat)
 	return identityOf(&stat)
 }
 
@@ -82,18 +81,6 @@ func moveHigh(fd int) (int, error) {
 	return moved, err
 }
 
-func movePipeHigh(low, low2 int) (r, w int, err error) {
-	r, err = moveHigh(low)
-	if err != nil {
-		unix.Close(low2)
-		return -1, -1, err
-	}
-	if w, err = moveHigh(low2); err != nil {
-		unix.Close(r)
-	}
-	return r, w, err
-}
-
 // duplicateHigh duplicates fd, as close-on-exec, to the highest free number of
 // the first table, or else to any but 0, 1 and 2.
 func duplicateHigh(fd int) (int, error) {
@@ -107,6 +94,21 @@ func duplicateHigh(fd int) (int, error) {
 		}
 	}
 	return duplicateFrom(fd, 3)
+}
+
+// openPipe is os.Pipe without the runtime's poller.
+func openPipe() (r, w int, err error) {
+	var low [2]int
+	if err := pipe(low[:]); err != nil {
+		return -1, -1, err
+	}
+	r, err = moveHigh(low[0])
+	w, err2 := moveHigh(low[1])
+	if err = cmp.Or(err, err2); err != nil {
+		unix.Close(r)
+		unix.Close(w)
+	}
+	return r, w, err
 }
 
 // openNull opens /dev/null, and not as 0, 1 or 2.

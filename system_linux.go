@@ -72,14 +72,7 @@ func openSocket() (fd int, err error) {
 	return unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 }
 
-// openPipe is os.Pipe without the runtime's poller.
-func openPipe() (r, w int, err error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return -1, -1, err
-	}
-	return movePipeHigh(fds[0], fds[1])
-}
+func pipe(fds []int) error { return unix.Pipe2(fds, unix.O_CLOEXEC) }
 
 // duplicateFrom duplicates fd, as close-on-exec, to the next free number.
 func duplicateFrom(fd, lowest int) (int, error) {

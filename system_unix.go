@@ -67,20 +67,20 @@ func openSocket() (fd int, err error) {
 	return fd, unix.SetNonblock(fd, true)
 }
 
-func openPipe() (r, w int, err error) {
+func pipe(fds []int) error {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	var fds [2]int
-	if err := syscall.Pipe(fds[:]); err != nil {
-		return -1, -1, err
+	err := syscall.Pipe(fds)
+	if err == nil {
+		unix.CloseOnExec(fds[0])
+		unix.CloseOnExec(fds[1])
 	}
-	unix.CloseOnExec(fds[0])
-	unix.CloseOnExec(fds[1])
-	return movePipeHigh(fds[0], fds[1])
+	return err
 }
 
+// duplicateFrom: on AIX, F_DUPFD_CLOEXEC is F_DUPFD.
 func duplicateFrom(fd, lowest int) (int, error) {
-	duplicate, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD, lowest)
+	duplicate, err := unix.FcntlInt(uintptr(fd), syscall.F_DUPFD_CLOEXEC, lowest)
 	if err == nil {
 		unix.CloseOnExec(duplicate)
 	}
