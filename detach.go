@@ -31,7 +31,9 @@ import (
 // detach.
 func Detach() error {
 	if detached.isDaemon {
-		return checkLauncher()
+		detached.Lock()
+		defer detached.Unlock()
+		return findLauncher()
 	}
 	if Detect() != None || startedSupervised() {
 		return nil

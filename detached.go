@@ -70,17 +70,14 @@ func tellLauncher() error {
 	}
 	d.Lock()
 	defer d.Unlock()
-	if d.told {
-		return nil
-	}
-	if err := findLauncher(); err != nil {
+	if err := findLauncher(); err != nil || d.told {
 		return err
 	}
 	if err := leaveTerminal(); err != nil {
 		return err
 	}
 	outliveLauncher()
-	if err := say(wordReady); err != nil {
+	if err := write(d.pipe.fd, wordReady); err != nil {
 		return failed("detach: tell", "launcher", err)
 	}
 	d.told = true
@@ -88,29 +85,21 @@ func tellLauncher() error {
 	return nil
 }
 
-// checkLauncher is Detach in the daemon.
-func checkLauncher() error {
-	detached.Lock()
-	defer detached.Unlock()
-	if detached.told {
-		return nil
-	}
-	return findLauncher()
-}
-
-// findLauncher returns an error if the launcher is gone, or the way to it:
-// another process may be the parent now, and another file have the descriptor.
+// findLauncher returns an error if a launcher that waits for the daemon's word is
+// gone, or the way to it: another process may be the parent now, and another file
+// have the descriptor.
 func findLauncher() error {
-	if unix.Getppid() != detached.launcher {
-		return failed("detach: find launcher", "process "+strconv.Itoa(detached.launcher), unix.ESRCH)
-	}
-	if !detached.pipe.valid() {
-		return failed("detach: find launcher", "descriptor "+strconv.Itoa(detached.pipe.fd), unix.EBADF)
+	d := &detached
+	switch {
+	case d.told:
+		return nil
+	case unix.Getppid() != d.launcher:
+		return failed("detach: find launcher", "process "+strconv.Itoa(d.launcher), unix.ESRCH)
+	case !d.pipe.valid():
+		return failed("detach: find launcher", "descriptor "+strconv.Itoa(d.pipe.fd), unix.EBADF)
 	}
 	return nil
 }
-
-func say(word string) error { return write(detached.pipe.fd, word) }
 
 // leaveTerminal makes this process the leader of a session without a terminal
 // (setsid(2)) and puts /dev/null in the place of those of 0, 1 and 2 that main
@@ -148,7 +137,7 @@ func newSession() error {
 	}
 	// The leader of a process group cannot call setsid. It joins the launcher's group,
 	// once the launcher leads one: a group of a parent PID namespace has no number here.
-	if err := say(wordGroup); err != nil {
+	if err := write(detached.pipe.fd, wordGroup); err != nil {
 		return err
 	}
 	waitBriefly(func() bool { return unix.Setpgid(0, detached.launcher) == nil })
