@@ -14,9 +14,9 @@ import (
 // initializer of another package in the daemon has started it. A daemon that has
 // lost its launcher has no launcher among its ancestors.
 func startedByDaemon(launcher int) bool {
-	parent := unix.Getppid()
-	for ancestor := parent; ancestor > 1; ancestor = parentOf(strconv.Itoa(ancestor)) {
-		if ancestor == launcher {
+	parent := strconv.Itoa(unix.Getppid())
+	for ancestor := parent; ancestor != "" && ancestor != "1"; ancestor = parentOf(ancestor) {
+		if ancestor == strconv.Itoa(launcher) {
 			return ancestor != parent
 		}
 	}

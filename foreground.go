@@ -92,13 +92,12 @@ var silentSupervisors = []string{
 // startedBySupervisor reports whether the parent is a supervisor that would
 // start the program over and over if it left, or keeps its pid.
 func startedBySupervisor() bool {
-	number := parentOf("self")
-	parent := strconv.Itoa(number)
+	parent := parentOf("self")
 	name := nameOfProcess(parent)
 	if name == "start-stop-daem" || name == "busybox" {
 		line := readProcess(parent, "cmdline")
 		if line == "" { // it is ending: this process will have another parent
-			waitBriefly(func() bool { return parentOf("self") != number })
+			waitBriefly(func() bool { return parentOf("self") != parent })
 		}
 		options, _, _ := strings.Cut(line, "\x00--\x00")
 		isApplet := name != "busybox" || strings.Contains(line, "\x00start-stop-daemon\x00")
@@ -119,7 +118,7 @@ func isBackgroundOption(argument string) bool {
 }
 
 // startedBySystemd reports whether the parent is systemd, or a user's.
-func startedBySystemd() bool { return nameOfProcess(strconv.Itoa(parentOf("self"))) == "systemd" }
+func startedBySystemd() bool { return nameOfProcess(parentOf("self")) == "systemd" }
 
 // isOrphan reports whether an init has inherited this process, as that of
 // `sh -c 'd &'`, and not started it. What an init starts leads a session, or is in PID
@@ -146,7 +145,8 @@ func hasOtherEnd(fd int) bool {
 // (hidepid=): that may be a supervisor.
 func parentHidden() bool {
 	parent := parentOf("self")
-	return parent > 1 && readProcess("self", "comm") != "" && readProcess(strconv.Itoa(parent), "comm") == "" && parentOf("self") == parent
+	isSeen := func(process string) bool { return readProcess(process, "comm") != "" }
+	return unix.Getppid() > 1 && isSeen("self") && !isSeen(parent) && parentOf("self") == parent
 }
 
 // nameOfProcess returns what ps(1) shows of it, or nothing if it cannot be seen.
@@ -154,15 +154,14 @@ func nameOfProcess(process string) string {
 	return strings.TrimSuffix(readProcess(process, "comm"), "\n")
 }
 
-// parentOf returns the number that proc(5) has for the parent of a process, or 0.
-func parentOf(process string) int {
+// parentOf returns the number that proc(5) has for the parent of a process, or none.
+func parentOf(process string) string {
 	stat := readProcess(process, "stat")
 	fields := strings.Fields(stat[strings.LastIndex(stat, ")")+1:]) // the name in front may hold anything
 	if len(fields) < 2 {
-		return 0
+		return ""
 	}
-	parent, _ := strconv.Atoi(fields[1])
-	return parent
+	return fields[1]
 }
 
 func readProcess(process, file string) string { return readFile("/proc/" + process + "/" + file) }
