@@ -241,28 +241,20 @@ func muteStderr() (moved int, restore func()) {
 	if err != nil || flags&unix.FD_CLOEXEC != 0 || !quiet.IsDumpable() {
 		return -1, func() {}
 	}
+	null, err := openNull()
+	if err != nil {
+		return -1, func() {}
+	}
+	defer unix.Close(null)
 	if moved, err = duplicateHigh(2); err != nil {
 		return -1, func() {}
 	}
-	if err = openNullAs(2); err != nil {
-		unix.Close(moved)
-		return -1, func() {}
-	}
+	_ = duplicateTo(null, 2)
 	_, _ = unix.FcntlInt(uintptr(moved), unix.F_SETFD, 0)
 	return moved, func() {
 		_ = duplicateTo(moved, 2)
 		unix.Close(moved)
 	}
-}
-
-// openNullAs puts /dev/null in the place of descriptor fd.
-func openNullAs(fd int) error {
-	null, err := openNull()
-	if err != nil {
-		return err
-	}
-	defer unix.Close(null)
-	return duplicateTo(null, fd)
 }
 
 func endQuiet() { quiet.End() }
