@@ -202,10 +202,7 @@ func ignoredSignals() (ignored []unix.Signal) {
 // that the caller ignored ignored again. restore is for an exec that failed.
 func prepareExec() (restore func()) {
 	var timers [3]unix.Itimerval // ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF
-	for which := range timers {
-		timers[which], _ = unix.Setitimer(unix.ItimerWhich(which), unix.Itimerval{})
-	}
-	actions := map[unix.Signal]uintptr{
+	actions := map[unix.Signal]quiet.Action{
 		// Discards what is pending. The Go runtime of the next program takes the
 		// signal back.
 		unix.SIGALRM: quiet.IgnoreAction, unix.SIGVTALRM: quiet.IgnoreAction, unix.SIGPROF: quiet.IgnoreAction,
@@ -219,18 +216,16 @@ func prepareExec() (restore func()) {
 	for _, signal := range atStart.ignored {
 		actions[signal] = quiet.IgnoreAction
 	}
-	old := map[unix.Signal]quiet.Action{}
-	for signal, action := range actions {
-		old[signal] = quiet.SetAction(signal, action)
-	}
-	return func() {
-		for signal, action := range old {
-			quiet.RestoreAction(signal, action)
+	swap := func() { // with what was there before
+		for signal, action := range actions {
+			actions[signal] = quiet.SetAction(signal, action)
 		}
-		for which, interval := range timers {
-			_, _ = unix.Setitimer(unix.ItimerWhich(which), interval)
+		for which, timer := range timers {
+			timers[which], _ = unix.Setitimer(unix.ItimerWhich(which), timer)
 		}
 	}
+	swap()
+	return swap
 }
 
 // muteStderr has the runtime of the launcher say nothing. It returns another

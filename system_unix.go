@@ -15,12 +15,9 @@ import (
 // system_linux.go does.
 
 func sendNow(fd int, datagram []byte) unix.Errno {
-	for {
-		errno, _ := unix.Send(fd, datagram, unix.MSG_NOSIGNAL).(unix.Errno)
-		if errno != unix.EINTR {
-			return errno
-		}
-	}
+	err := uninterrupted(func() error { return unix.Send(fd, datagram, unix.MSG_NOSIGNAL) })
+	errno, _ := err.(unix.Errno)
+	return errno
 }
 
 // monotonic: only systemd asks for it.

@@ -89,27 +89,22 @@ func SetDumpable(value uintptr) {
 type Action [8]uintptr
 
 // What the kernel may do with a signal instead of calling a handler.
-const (
-	DefaultAction uintptr = 0 // SIG_DFL
-	IgnoreAction  uintptr = 1 // SIG_IGN
+var (
+	DefaultAction Action                                          // SIG_DFL
+	IgnoreAction  = func() (a Action) { a[mips] = 1; return a }() // SIG_IGN
 )
 
 // SetAction sets what the kernel does with a signal, behind os/signal's back.
-func SetAction(signal syscall.Signal, action uintptr) (old Action) {
-	var changed Action
-	changed[mips] = action
-	sigaction(signal, &changed, &old)
+func SetAction(signal syscall.Signal, action Action) (old Action) {
+	sigaction(signal, &action, &old)
 	return old
 }
-
-// RestoreAction sets what SetAction has returned.
-func RestoreAction(signal syscall.Signal, old Action) { sigaction(signal, &old, nil) }
 
 // IsIgnored also knows of those signals that signal.Ignored does not know of.
 func IsIgnored(signal syscall.Signal) bool {
 	var action Action
 	sigaction(signal, nil, &action)
-	return action[mips] == IgnoreAction
+	return action[mips] == IgnoreAction[mips]
 }
 
 func sigaction(signal syscall.Signal, changed, old *Action) {
