@@ -38,18 +38,11 @@ const (
 // staysInForeground reports whether something holds on to this very process, so
 // that leaving would look like its death.
 func staysInForeground() bool {
-	switch ground.Load() {
-	case fore:
-		return true
-	case back:
-		return false
+	if ground.Load() == unasked && isHeld() {
+		// Remember it: if the supervisor dies, the Ready that ends a reload must not detach.
+		ground.CompareAndSwap(unasked, fore)
 	}
-	if !isHeld() {
-		return false
-	}
-	// Remember it: if the supervisor dies, the Ready that ends a reload must not detach.
-	ground.CompareAndSwap(unasked, fore)
-	return true
+	return ground.Load() == fore
 }
 
 func isHeld() bool {
