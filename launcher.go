@@ -35,8 +35,7 @@ func launch(m mark) {
 	// its own.
 	catch(signals, unix.SIGINT)
 	catchAnyway(signals, unix.SIGQUIT)
-	endQuiet()
-	setName(m.name) // for which an ordinary user must be dumpable
+	setName(m.name)
 	go passOn(signals, child)
 
 	var status unix.WaitStatus
@@ -82,8 +81,7 @@ func catchAnyway(c chan<- os.Signal, s os.Signal) {
 func startDaemon(m mark, w int) (child int) {
 	path, err := program()
 	exitOn("find", path, err)
-	_, err = unix.FcntlInt(uintptr(w), unix.F_SETFD, 0)
-	exitOn("pass on", "pipe", err)
+	_, _ = unix.FcntlInt(uintptr(w), unix.F_SETFD, 0)
 	m.role, m.fd = daemonRole, w
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
 		Env:   append(atStart.env, m.String()),

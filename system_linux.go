@@ -161,8 +161,7 @@ func lastVariable() string {
 // ./program` is the dynamic loader, and for a plugin's code the program that has
 // loaded it; and the file from which this code was loaded.
 func programFiles() (executed, loaded string) {
-	executed, _ = os.Readlink("/proc/self/exe")
-	executed = strings.ReplaceAll(executed, "\n", `\012`) // as in proc_pid_maps(5)
+	executed, _ = os.Readlink(selfPath)
 	pc, _, _, _ := runtime.Caller(0)
 	for line := range strings.Lines(readFile("/proc/self/maps")) {
 		addresses, rest, _ := strings.Cut(line, " ")
@@ -173,10 +172,11 @@ func programFiles() (executed, loaded string) {
 			loaded = strings.TrimSuffix(rest[path:], "\n")
 		}
 	}
-	if now, _ := os.Readlink(selfPath); strings.ReplaceAll(now, "\n", `\012`) != executed {
+	if now, _ := os.Readlink(selfPath); now != executed {
 		return programFiles() // it has been renamed or removed between the two
 	}
-	if strings.HasPrefix(loaded, "/memfd:") { // a program that unpacks itself, by upx
+	executed = strings.ReplaceAll(executed, "\n", `\012`) // as in proc_pid_maps(5)
+	if strings.HasPrefix(loaded, "/memfd:") {             // a program that unpacks itself, by upx
 		return executed, executed
 	}
 	return executed, loaded
@@ -252,8 +252,6 @@ func muteStderr() (moved int, restore func()) {
 	}
 }
 
-func endQuiet() { quiet.End() }
-
 // outliveLauncher takes back PR_SET_PDEATHSIG of prctl(2), by which the daemon would
 // end with the launcher. Not in other threads: syscall.AllThreadsSyscall would wait
 // for ever for one that a dead file system holds.
@@ -271,6 +269,7 @@ func dieOf(signal unix.Signal) {
 // setName gives all threads the program's name: what was executed as
 // /proc/self/exe is called exe. A thread that begins meanwhile may still be.
 func setName(name string) {
+	quiet.End() // a launcher that is not dumpable may not write what is in /proc/self
 	const tasks = "/proc/self/task"
 	directory, err := unix.Open(tasks, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

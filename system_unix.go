@@ -40,8 +40,6 @@ func prepareExec() (restore func()) { return func() {} }
 
 func muteStderr() (moved int, restore func()) { return -1, func() {} }
 
-func endQuiet() {}
-
 func ignoredSignals() []unix.Signal { return nil }
 
 func outliveLauncher() {}
