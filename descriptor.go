@@ -57,7 +57,6 @@ func inherit(fd int) (c checkedFD) {
 	return c
 }
 
-// valid reports whether the number still stands for the same file.
 func (c checkedFD) valid() bool {
 	return c.id != identity{} && c.id == identify(c.fd)
 }

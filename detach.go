@@ -181,7 +181,7 @@ func mainStack() (stack string, isCaller bool) {
 func replace(how int) error {
 	operation := "detach: "
 	if how == implicit {
-		operation = "detach: " + advice + ": "
+		operation += advice + ": "
 	}
 	path, err := program()
 	if err != nil {

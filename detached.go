@@ -46,9 +46,8 @@ func begin(m mark) {
 	if m.fd > 2 {
 		d.pipe = inherit(m.fd)
 	}
-	if null, err := openNull(); err == nil { // if not now, then by Ready
-		d.null = checkedFD{null, identify(null)}
-	}
+	null, _ := openNull() // if not now, then by Ready
+	d.null = checkedFD{null, identify(null)}
 	setName(m.name)
 	own := strconv.Itoa(m.launcher)
 	if os.Getenv("LISTEN_PID") == own {
