@@ -30,10 +30,9 @@ func identityOf(stat *unix.Stat_t) identity {
 	return identity{uint64(stat.Dev), uint64(stat.Ino)}
 }
 
-// checkedFD is a descriptor that this package uses only after it has checked
-// that the number still stands for the same file. A program may close all its
-// descriptors, and open others that get the same numbers. The zero value is
-// never valid.
+// checkedFD is a descriptor that this package uses only after it has checked that the
+// number still stands for the same file. A program may close all its descriptors, and
+// open others that get the same numbers. The zero value is never valid.
 type checkedFD struct {
 	fd int
 	id identity

@@ -20,15 +20,13 @@ import (
 // waiting for it. The launcher starts the daemon, waits for its word, and exits.
 // Launcher and daemon learn from the marker, in init, what they are.
 
-// Detach detaches now what [Ready] would detach later: call it first in main,
-// and everything after it happens once, in the daemon. The shell still gets
-// its prompt back only when the daemon has called Ready, with exit status 0;
-// if the daemon ends before that, the shell sees its exit status, or the
-// signal.
+// Detach detaches now what [Ready] would detach later: call it first in main, and
+// everything after it happens once, in the daemon. The shell still gets its prompt back
+// only when the daemon has called Ready, with exit status 0; if the daemon ends before
+// that, the shell sees its exit status, or the signal.
 //
-// Detach does nothing and returns nil under a supervisor, if Ready would stay in
-// the foreground, and in the daemon itself. The errors are those of Ready's
-// detach.
+// Detach does nothing and returns nil under a supervisor, if Ready would stay in the
+// foreground, and in the daemon itself. The errors are those of Ready's detach.
 func Detach() error {
 	if detached.isDaemon {
 		detached.Lock()
@@ -254,9 +252,8 @@ func returnToStart() (goBack func(), err error) {
 	return goBack, err
 }
 
-// replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced,
-// by a log file perhaps. The launcher and the daemon find them replaced when they
-// start.
+// replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced, by a
+// log file perhaps. The launcher and the daemon find them replaced when they start.
 func replacedStandard() (bits int) {
 	for fd, then := range atStart.standard {
 		now := identify(fd)

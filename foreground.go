@@ -13,10 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Foreground keeps [Ready] and [Detach] from detaching. Call it before them for
-// the -f flag that every daemon should have. A supervisor that the environment
-// names is notified all the same. Of Foreground and [Background] the last call
-// counts.
+// Foreground keeps [Ready] and [Detach] from detaching. Call it before them for the -f
+// flag that every daemon should have. A supervisor that the environment names is
+// notified all the same. Of Foreground and [Background] the last call counts.
 func Foreground() { ground.Store(fore) }
 
 // Background makes [Ready] and [Detach] detach even if something seems to hold

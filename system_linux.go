@@ -31,9 +31,8 @@ func monotonic() (usec int64, ok bool) {
 	return now.Nano() / 1000, err == nil
 }
 
-// raise is raise(3): a signal to the calling thread is delivered before the
-// call returns, while one to the process may be taken by another thread, and
-// later.
+// raise is raise(3): a signal to the calling thread is delivered before the call
+// returns, while one to the process may be taken by another thread, and later.
 func raise(signal unix.Signal) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
