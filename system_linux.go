@@ -133,27 +133,27 @@ func firstEnvironment() []string { return quiet.Environment }
 const selfPath = "/proc/self/exe"
 
 // execfn points to the path that the kernel executed (AT_EXECFN).
-func execfn() *byte {
+func execfn() unsafe.Pointer {
 	address := auxiliary(31)
-	return *(**byte)(unsafe.Pointer(&address))
+	return *(*unsafe.Pointer)(unsafe.Pointer(&address))
 }
 
 // executedPath returns that path, whatever argv[0] says.
-func executedPath() string { return unix.BytePtrToString(execfn()) }
+func executedPath() string { return unix.BytePtrToString((*byte)(execfn())) }
 
 // lastVariable returns the last variable of the environment with which the kernel
 // started this process. It stands in memory before the path, also if it has been
 // removed since, and whether there is a /proc or not.
 func lastVariable() string {
-	text := execfn()
-	if text == nil {
+	path := execfn()
+	if path == nil {
 		return ""
 	}
-	before := func(p *byte) *byte { return (*byte)(unsafe.Add(unsafe.Pointer(p), -1)) }
-	for text = before(text); *before(text) != 0; { // begins at the NUL between them
-		text = before(text)
+	begin := -1 // the NUL between them
+	for *(*byte)(unsafe.Add(path, begin-1)) != 0 {
+		begin--
 	}
-	return unix.BytePtrToString(text)
+	return unix.BytePtrToString((*byte)(unsafe.Add(path, begin)))
 }
 
 // programFiles returns the file that the kernel executed, which for `ld.so
@@ -175,8 +175,8 @@ func programFiles() (executed, loaded string) {
 		return programFiles() // it has been renamed or removed between the two
 	}
 	executed = strings.ReplaceAll(executed, "\n", `\012`) // as in proc_pid_maps(5)
-	if strings.HasPrefix(loaded, "/memfd:") {             // a program that unpacks itself, by upx
-		return executed, executed
+	if strings.HasPrefix(loaded, "/memfd:") {
+		loaded = executed // a program that unpacks itself, by upx
 	}
 	return executed, loaded
 }
@@ -202,11 +202,9 @@ func ignoredSignals() (ignored []unix.Signal) {
 func prepareExec() (restore func()) {
 	var timers [3]unix.Itimerval // ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF
 	actions := map[unix.Signal]quiet.Action{
-		// Discards what is pending. The Go runtime of the next program takes the
-		// signal back.
+		// Discards what is pending; the next program's runtime takes the signal back.
 		unix.SIGALRM: quiet.IgnoreAction, unix.SIGVTALRM: quiet.IgnoreAction, unix.SIGPROF: quiet.IgnoreAction,
-		// A handler that runs in another thread would end in the execve, and its
-		// signal be lost.
+		// A handler in another thread would end in the execve, and its signal be lost.
 		unix.SIGQUIT: quiet.DefaultAction, unix.SIGTERM: quiet.DefaultAction,
 	}
 	for _, signal := range keptSignals {
