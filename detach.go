@@ -181,10 +181,6 @@ func replace(how int) error {
 	if how == implicit {
 		operation += advice + ": "
 	}
-	path, err := program()
-	if err != nil {
-		return failed(operation+"find", path, err)
-	}
 	// A child on its way from fork to exec would hold on to our listeners, or
 	// inherit what is passed on.
 	syscall.ForkLock.Lock()
@@ -199,6 +195,10 @@ func replace(how int) error {
 		return failed(operation+"return to", atStart.directory, err)
 	}
 	defer goBack()
+	path, err := program()
+	if err != nil {
+		return failed(operation+"find", path, err)
+	}
 	defer prepareExec()()
 	name := cmp.Or(nameOfProcess("self"), filepath.Base(atStart.args[0]))
 	replaced := replacedStandard()
@@ -206,23 +206,6 @@ func replace(how int) error {
 	defer unmute()
 	m := mark{packagePath(), launcherRole, pid(), fd, replaced, how, name}
 	return failed(operation+"execve", atStart.args[0], execute(path, m))
-}
-
-// program returns a path that executes this very program, even if its file has
-// been replaced or removed since.
-func program() (path string, err error) {
-	if _, err := identifyPath(selfPath); err == nil {
-		return selfPath, nil
-	}
-	path = atStart.path
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(atStart.directory, path)
-	}
-	id, err := identifyPath(path)
-	if err == nil && id != atStart.program {
-		err = unix.ESTALE // replaced by another
-	}
-	return path, err
 }
 
 // returnToStart changes to the directory at start-up, unless the program has not
@@ -250,6 +233,19 @@ func returnToStart() (goBack func(), err error) {
 		goBack()
 	}
 	return goBack, err
+}
+
+// program returns a path that executes this very program from the directory at
+// start-up, even if its file has been replaced or removed since.
+func program() (path string, err error) {
+	if _, err := identifyPath(selfPath); err == nil {
+		return selfPath, nil
+	}
+	id, err := identifyPath(atStart.path)
+	if err == nil && id != atStart.program {
+		err = unix.ESTALE // replaced by another
+	}
+	return atStart.path, err
 }
 
 // replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced, by a
