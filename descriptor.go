@@ -60,38 +60,28 @@ func (c checkedFD) valid() bool {
 	return c.id != identity{} && c.id == identify(c.fd)
 }
 
-// tableSize is the size of the kernel's first table of descriptors. To grow the
-// table of a process that has threads takes the kernel milliseconds.
-const tableSize = 64
-
-// moveHigh moves fd to the highest free number of the first table. A program
-// that closes all descriptors from 3 up opens its next files at low numbers, so
-// this package then sees EBADF, and not one of those files.
+// moveHigh moves fd to the highest free number of the kernel's first table, which has
+// room for 64 descriptors, or else to any but 0, 1 and 2. To grow the table of a process
+// that has threads takes the kernel milliseconds. A program that closes all descriptors
+// from 3 up opens its next files at low numbers, so this package then sees EBADF, and
+// not one of those files.
 func moveHigh(fd int) (int, error) {
-	if fd >= tableSize {
-		return fd, nil
-	}
-	moved, err := duplicateHigh(fd)
-	if err != nil && fd > 2 {
-		return fd, nil // it is the last descriptor that there was
-	}
-	unix.Close(fd)
-	return moved, err
-}
-
-// duplicateHigh duplicates fd, as close-on-exec, to the highest free number of
-// the first table, or else to any but 0, 1 and 2.
-func duplicateHigh(fd int) (int, error) {
-	for number := tableSize - 1; number > 2; number-- {
+	for number := 63; number > max(fd, 2); number-- {
 		if _, err := unix.FcntlInt(uintptr(number), unix.F_GETFD, 0); err == nil {
 			continue // in use
 		}
-		duplicate, err := duplicateFrom(fd, number)
-		if err != unix.EINVAL { // the number is above the limit (RLIMIT_NOFILE)
-			return duplicate, err
+		// This fails above RLIMIT_NOFILE, or if fd is the last descriptor that there was.
+		if moved, err := duplicateFrom(fd, number); err == nil {
+			unix.Close(fd)
+			return moved, nil
 		}
 	}
-	return duplicateFrom(fd, 3)
+	if fd > 2 {
+		return fd, nil
+	}
+	moved, err := duplicateFrom(fd, 3)
+	unix.Close(fd)
+	return moved, err
 }
 
 // openPipe is os.Pipe without the runtime's poller.

@@ -238,9 +238,11 @@ func muteStderr() (moved int, restore func()) {
 		return -1, func() {}
 	}
 	defer unix.Close(null)
-	if moved, err = duplicateHigh(2); err != nil {
+	low, err := duplicateFrom(2, 3)
+	if err != nil {
 		return -1, func() {}
 	}
+	moved, _ = moveHigh(low)
 	_ = duplicateTo(null, 2)
 	_, _ = unix.FcntlInt(uintptr(moved), unix.F_SETFD, 0)
 	return moved, func() {
