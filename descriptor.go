@@ -44,12 +44,10 @@ type checkedFD struct {
 func inherit(fd int) (c checkedFD) {
 	c.fd = fd
 	var stat unix.Stat_t
-	if fd < 0 || unix.Fstat(fd, &stat) != nil {
-		return c
-	}
-	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
-	kind := stat.Mode & unix.S_IFMT
-	if err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY && (kind == unix.S_IFIFO || kind == unix.S_IFSOCK) {
+	_ = unix.Fstat(fd, &stat)
+	flags, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	kind := stat.Mode & unix.S_IFMT // of no file: 0
+	if flags&unix.O_ACCMODE != unix.O_RDONLY && (kind == unix.S_IFIFO || kind == unix.S_IFSOCK) {
 		unix.CloseOnExec(fd)
 		c.id = identityOf(&stat)
 	}
