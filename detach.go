@@ -43,11 +43,15 @@ func init() {
 	keepStart()
 	keepPassed()
 	keepNotifyFD()
-	switch m := takeMarker(); {
-	case m.role == launcherRole && m.launcher == pid():
-		launch(m)
-	case m.role == daemonRole && !startedByDaemon(m.launcher):
-		begin(m)
+	switch m := takeMarker().(type) {
+	case launcherMark:
+		if m.pid == pid() {
+			launch(m)
+		}
+	case daemonMark:
+		if !startedByDaemon(m.launcher) {
+			begin(m)
+		}
 	}
 }
 
@@ -204,7 +208,7 @@ func replace(how int) error {
 	replaced := replacedStandard()
 	fd, unmute := muteStderr()
 	defer unmute()
-	m := mark{packagePath(), launcherRole, pid(), fd, replaced, how, name}
+	m := launcherMark{pid: pid(), stderr: fd, how: how, replaced: replaced, name: name}
 	return failed(operation+"execve", atStart.args[0], execute(path, m))
 }
 
@@ -266,7 +270,7 @@ var fileLimit struct{ own, callers unix.Rlimit }
 
 // execute is syscall.Exec, which sets the caller's RLIMIT_NOFILE again and forgets
 // it, even if it fails.
-func execute(path string, m mark) error {
+func execute(path string, m launcherMark) error {
 	var own unix.Rlimit
 	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &own)
 	if own == fileLimit.own {

@@ -10,6 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// daemonMark makes a daemon of the child that the launcher starts.
+type daemonMark struct {
+	launcher int // its pid
+	fd       int // the pipe through which to tell the launcher
+	replaced int // see replacedStandard
+	name     string
+}
+
+func (m daemonMark) String() string {
+	return formatMark("daemon", m.name, m.launcher, m.fd, m.replaced)
+}
+
 // startedByDaemon reports whether this process has only inherited the marker: an
 // initializer of another package in the daemon has started it. A daemon that has
 // lost its launcher has no launcher among its ancestors.
@@ -26,7 +38,7 @@ func startedByDaemon(launcher int) bool {
 // detached is the daemon's side of a detach.
 var detached struct {
 	isDaemon bool // this process is a launcher's daemon
-	mark
+	daemonMark
 
 	sync.Mutex
 	pipe checkedFD
@@ -37,9 +49,9 @@ var detached struct {
 // begin makes this process the launcher's daemon, before main runs. It does
 // without the runtime's poller, which would not survive a main that begins by
 // closing all descriptors.
-func begin(m mark) {
+func begin(m daemonMark) {
 	d := &detached
-	d.isDaemon, d.mark = true, m
+	d.isDaemon, d.daemonMark = true, m
 	if unix.Getppid() != m.launcher {
 		return // it is gone, as findLauncher will say; the number may stand for any file
 	}

@@ -24,7 +24,7 @@ const (
 
 // launch is the launcher's whole life: it starts the daemon and ends as the
 // daemon says, or as the daemon ends.
-func launch(m mark) {
+func launch(m launcherMark) {
 	r, w, err := openPipe()
 	exitOn("open", "pipe", err)
 	signals := make(chan os.Signal, 16)
@@ -78,13 +78,13 @@ func catchAnyway(c chan<- os.Signal, s os.Signal) {
 
 // startDaemon starts the program once more. The daemon inherits the end w of the
 // pipe, whose number is above the caller's own.
-func startDaemon(m mark, w int) (child int) {
+func startDaemon(m launcherMark, w int) (child int) {
 	path, err := program()
 	exitOn("find", path, err)
 	_, _ = unix.FcntlInt(uintptr(w), unix.F_SETFD, 0)
-	m.role, m.fd = daemonRole, w
+	mark := daemonMark{launcher: pid(), fd: w, replaced: m.replaced, name: m.name}
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
-		Env:   append(atStart.env, m.String()),
+		Env:   append(atStart.env, mark.String()),
 		Files: []uintptr{0, 1, 2},
 	})
 	exitOn("start", atStart.args[0], err)
@@ -132,67 +132,79 @@ func exitOn(operation, object string, err error) {
 	}
 }
 
-// marker is the environment variable that makes a launcher, or a daemon, of a
-// process. It is gone before main runs.
+// marker is the environment variable that makes a launcher, or a daemon, of the
+// process that it names: COPY:ROLE:NUMBER:…:NAME. It is gone before main runs. Another
+// copy of this package may be of another version, and must see that it is not its
+// own: a version may add numbers, and take none away.
 const marker = "_DAEMON_DETACH"
 
-// mark is its value, OWNER:ROLE:LAUNCHER:FD:REPLACED:HOW:NAME. Another copy of this
-// package may be of another version, and must see that the mark is not its own: a
-// version may add numbers in front of the name, and take none away.
-type mark struct {
-	owner    string // the copy of this package that it is for
-	role     string // of the process
-	launcher int    // its pid
-	fd       int    // the launcher's: see muteStderr; the daemon's: the pipe to the launcher
-	replaced int    // see replacedStandard
-	how      int    // the daemon comes about: by Ready, or by an explicit Detach
-	name     string // what ps(1) shows of the program; it may hold anything
+// launcherMark makes a launcher of the process that executes the program.
+type launcherMark struct {
+	pid      int // of that process
+	stderr   int // see muteStderr
+	how      int // the daemon comes about: by Ready, or by an explicit Detach
+	replaced int // see replacedStandard
+	name     string
 }
 
 const (
-	launcherRole, daemonRole = "launcher", "daemon"
-	implicit, explicit       = 0, 1 // how
+	implicit = iota
+	explicit
 )
 
-func (m mark) String() string {
-	text := marker + "=" + m.owner + ":" + m.role
-	for _, n := range m.numbers() {
-		text += ":" + strconv.Itoa(*n)
-	}
-	return text + ":" + m.name
+func (m launcherMark) String() string {
+	return formatMark("launcher", m.name, m.pid, m.stderr, m.how, m.replaced)
 }
 
-func (m *mark) numbers() []*int { return []*int{&m.launcher, &m.fd, &m.replaced, &m.how} }
-
-// parseMark returns the zero mark if the value is malformed.
-func parseMark(value string) (m mark) {
-	m.owner, value, _ = strings.Cut(value, ":")
-	m.role, m.name, _ = strings.Cut(value, ":")
-	for _, n := range m.numbers() {
-		field, rest, _ := strings.Cut(m.name, ":")
-		number, err := strconv.Atoi(field)
-		if err != nil {
-			return mark{}
-		}
-		*n, m.name = number, rest
+// formatMark makes the variable for this copy of the package. The name, which is
+// what ps(1) shows of the program, may hold anything.
+func formatMark(role, name string, numbers ...int) string {
+	m := marker + "=" + packagePath() + ":" + role
+	for _, n := range numbers {
+		m += ":" + strconv.Itoa(n)
 	}
-	return m
+	return m + ":" + name
+}
+
+// parseMark returns a launcherMark, a daemonMark or, if the value is malformed, nil;
+// and the copy of the package that it is for.
+func parseMark(value string) (owner string, mark any) {
+	var l launcherMark
+	var d daemonMark
+	owner, rest, _ := strings.Cut(value, ":")
+	switch {
+	case scanMark(rest, "launcher", &l.name, &l.pid, &l.stderr, &l.how, &l.replaced):
+		return owner, l
+	case scanMark(rest, "daemon", &d.name, &d.launcher, &d.fd, &d.replaced):
+		return owner, d
+	}
+	return owner, nil
+}
+
+func scanMark(text, role string, name *string, numbers ...*int) (ok bool) {
+	*name, ok = strings.CutPrefix(text, role+":")
+	for _, n := range numbers {
+		field, rest, _ := strings.Cut(*name, ":")
+		number, err := strconv.Atoi(field)
+		*n, *name, ok = number, rest, ok && err == nil
+	}
+	return ok
 }
 
 // takeMarker removes the marker from the environment and returns what it says to
 // this copy of the package. What is for another copy stays for that one's init. A
 // setuid program takes no orders from its caller's environment.
-func takeMarker() mark {
+func takeMarker() (mark any) {
 	value, marked := os.LookupEnv(marker)
-	m := parseMark(value)
-	if !marked || m.role != "" && m.owner != packagePath() {
-		return mark{}
+	owner, mark := parseMark(value)
+	if !marked || mark != nil && owner != packagePath() {
+		return nil
 	}
 	os.Unsetenv(marker)
 	if secure() {
-		return mark{}
+		return nil
 	}
-	return m
+	return mark
 }
 
 // startedAgain reports whether this process is a launcher or a daemon, and this copy
@@ -200,14 +212,15 @@ func takeMarker() mark {
 // removed the marker. The kernel still has it, behind all other variables.
 func startedAgain() bool {
 	value, marked := strings.CutPrefix(lastVariable(), marker+"=")
+	owner, mark := parseMark(value)
 	if !marked || secure() {
 		return false
 	}
-	switch m := parseMark(value); m.role {
-	case launcherRole:
-		return m.launcher == pid()
-	case daemonRole:
-		return m.owner != packagePath() || m.launcher == unix.Getppid()
+	switch m := mark.(type) {
+	case launcherMark:
+		return m.pid == pid()
+	case daemonMark:
+		return owner != packagePath() || m.launcher == unix.Getppid()
 	}
 	return false
 }

@@ -41,7 +41,7 @@ func init() {
 }
 
 // parseMarker returns another descriptor of the caller's 2. ok is false if package
-// daemon's marker, OWNER:launcher:PID:DESCRIPTOR:..., is not for this process.
+// daemon's marker, COPY:launcher:PID:DESCRIPTOR:..., is not for this process.
 func parseMarker() (stderr int, ok bool) {
 	value, marked := syscall.Getenv("_DAEMON_DETACH")
 	if !marked {
