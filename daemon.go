@@ -50,8 +50,9 @@
 // file there: a shell's `> log` ends at Ready. If the daemon ends before it is
 // ready, the shell sees its exit status or its signal. Until then SIGTERM to the
 // whole process group reaches the daemon twice, and SIGINT to the process that the
-// shell waits for does not reach it. A goroutine that reads the terminal goes on
-// reading after Ready. A thread that asks to die with its parent (PR_SET_PDEATHSIG of
+// shell waits for does not reach it. A helper process that it starts before Ready stays
+// in the caller's session, and is hung up with the terminal. A goroutine that reads
+// the terminal goes on reading after Ready. A thread that asks to die with its parent (PR_SET_PDEATHSIG of
 // prctl(2)) does so after Ready.
 //
 // # The foreground

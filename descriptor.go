@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"cmp"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,20 +39,26 @@ type checkedFD struct {
 	id identity
 }
 
+func checked(fd int) checkedFD { return checkedFD{fd, identify(fd)} }
+
 // inherit returns a pipe or a socket, open for writing, that the environment
 // names by its number, and marks it close-on-exec. A number that is wrong, or
 // forged, may stand for any file: that file is left alone, and not valid.
-func inherit(fd int) (c checkedFD) {
-	c.fd = fd
-	var stat unix.Stat_t
-	_ = unix.Fstat(fd, &stat)
+func inherit(fd int) checkedFD {
 	flags, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
-	kind := stat.Mode & unix.S_IFMT // of no file: 0
-	if flags&unix.O_ACCMODE != unix.O_RDONLY && (kind == unix.S_IFIFO || kind == unix.S_IFSOCK) {
-		unix.CloseOnExec(fd)
-		c.id = identityOf(&stat)
+	if flags&unix.O_ACCMODE == unix.O_RDONLY || !isKind(fd, unix.S_IFIFO, unix.S_IFSOCK) {
+		return checkedFD{fd: fd}
 	}
-	return c
+	unix.CloseOnExec(fd)
+	return checked(fd)
+}
+
+// isKind reports whether a descriptor stands for a file of one of these kinds (S_IFMT
+// of inode(7)).
+func isKind(fd int, kinds ...uint32) bool {
+	var stat unix.Stat_t
+	err := unix.Fstat(fd, &stat)
+	return err == nil && slices.Contains(kinds, uint32(stat.Mode)&unix.S_IFMT)
 }
 
 func (c checkedFD) valid() bool {

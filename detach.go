@@ -256,8 +256,9 @@ func program() (path string, err error) {
 // log file perhaps. The launcher and the daemon find them replaced when they start.
 func replacedStandard() (bits int) {
 	for fd, then := range atStart.standard {
-		now := identify(fd)
-		if now != (identity{}) && (now != then || detached.replaced&(1<<fd) != 0) {
+		now, callers := identify(fd), detached.callers[fd]
+		openedAgain := callers.valid() && !isSameFile(fd, callers.fd) // the shell's log
+		if now != (identity{}) && (now != then || openedAgain || detached.replaced&(1<<fd) != 0) {
 			bits |= 1 << fd
 		}
 	}

@@ -41,9 +41,10 @@ var detached struct {
 	daemonMark
 
 	sync.Mutex
-	pipe checkedFD
-	null checkedFD // /dev/null, which main may lose by a chroot
-	told bool      // that this process is ready
+	pipe    checkedFD
+	null    checkedFD    // /dev/null, which main may lose by a chroot
+	callers [3]checkedFD // other descriptors of 0, 1 and 2, if they are regular files
+	told    bool         // that this process is ready
 }
 
 // begin makes this process the launcher's daemon, before main runs. It does
@@ -59,7 +60,10 @@ func begin(m daemonMark) {
 		d.pipe = inherit(m.fd)
 	}
 	null, _ := openNull() // if not now, then by Ready
-	d.null = checkedFD{null, identify(null)}
+	d.null = checked(null)
+	for fd := range d.callers {
+		d.callers[fd] = duplicateFile(fd)
+	}
 	setName(m.name)
 	own := strconv.Itoa(m.launcher)
 	if os.Getenv("LISTEN_PID") == own {
@@ -70,6 +74,20 @@ func begin(m daemonMark) {
 	if os.Getenv("WATCHDOG_PID") == own {
 		os.Setenv("WATCHDOG_PID", strconv.Itoa(pid()))
 	}
+}
+
+// duplicateFile duplicates a descriptor that stands for a regular file, for main may
+// open that file once more, as its own log.
+func duplicateFile(fd int) checkedFD {
+	if !isKind(fd, unix.S_IFREG) {
+		return checkedFD{}
+	}
+	low, err := duplicateFrom(fd, 3)
+	if err != nil {
+		return checkedFD{}
+	}
+	duplicate, _ := moveHigh(low)
+	return checked(duplicate)
 }
 
 // tellLauncher detaches a daemon from its terminal and then has the launcher
@@ -134,6 +152,11 @@ func leaveTerminal() error {
 		}
 		if err := duplicateTo(null, fd); err != nil {
 			return failed("detach: open /dev/null as", "descriptor "+strconv.Itoa(fd), err)
+		}
+	}
+	for _, c := range detached.callers {
+		if c.valid() {
+			unix.Close(c.fd)
 		}
 	}
 	return nil

@@ -96,7 +96,7 @@ func promised() (files []passedFD) {
 		names = strings.Split(value, ":")
 	}
 	for i := range count {
-		f := passedFD{checkedFD{firstPassed + i, identify(firstPassed + i)}, "unknown"}
+		f := passedFD{checked(firstPassed + i), "unknown"}
 		if f.id == (identity{}) {
 			break
 		}

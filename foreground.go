@@ -45,12 +45,17 @@ func staysInForeground() bool {
 }
 
 func isHeld() bool {
-	if pid() == 1 || inSessionOfPID1() || namesPID(executedPID()) || startedBySupervisor() {
+	if pid() == 1 || inSessionOfPID1() || namesPID(executedPID()) {
 		return true
 	}
-	parent := unix.Getppid() // asked last: start-stop-daemon may have gone meanwhile
-	outside := parent == 0   // of the PID namespace
-	return outside || (parent == 1 || startedBySystemd()) && !isOrphan()
+	bySupervisor := startedBySupervisor()
+	switch unix.Getppid() { // asked after that: start-stop-daemon may have gone meanwhile
+	case 0: // it is outside the PID namespace
+		return true
+	case 1: // which inherits orphans, whatever its name
+		return !isOrphan()
+	}
+	return bySupervisor || startedBySystemd() && !isOrphan()
 }
 
 // inSessionOfPID1 reports whether this is a container whose entry point is a
@@ -59,8 +64,11 @@ func isHeld() bool {
 func inSessionOfPID1() bool {
 	own, err := unix.Getsid(0)
 	first, err1 := unix.Getsid(1)
-	if err != nil || err1 != nil || own != first {
+	if err != nil || err1 != nil {
 		return false
+	}
+	if own != first { // dumb-init gives its one child a session
+		return own > 1 && nameOfProcess("1") == "dumb-init" && parentOf(strconv.Itoa(own)) == "1"
 	}
 	self, _ := os.Readlink("/proc/self") // another number if /proc is another PID namespace's
 	return self != strconv.Itoa(pid()) || nameOfProcess("1") != "systemd"
@@ -124,11 +132,8 @@ func isOrphan() bool {
 // hasOtherEnd reports whether a descriptor is a terminal, a pipe or a socket, at
 // whose other end somebody waits.
 func hasOtherEnd(fd int) bool {
-	var stat unix.Stat_t
-	_ = unix.Fstat(fd, &stat)
 	_, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
-	kind := stat.Mode & unix.S_IFMT // of no file: 0
-	return err == nil || kind == unix.S_IFIFO || kind == unix.S_IFSOCK
+	return err == nil || isKind(fd, unix.S_IFIFO, unix.S_IFSOCK)
 }
 
 // parentHidden reports whether proc(5) shows this process and not its parent

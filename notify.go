@@ -175,7 +175,7 @@ func (s *socket) connect() error {
 		if err != nil {
 			return err
 		}
-		s.checkedFD = checkedFD{fd, identify(fd)}
+		s.checkedFD = checked(fd)
 	}
 	// An @ stands for a NUL. Not unix.SockaddrUnix: it refuses the longest name.
 	err := uninterrupted(func() error { return syscall.Connect(s.fd, &s.peer) })

@@ -53,6 +53,14 @@ func duplicateTo(from, to int) error {
 	}
 }
 
+// isSameFile reports whether two descriptors come from one open(2), see kcmp(2), or the
+// kernel cannot tell.
+func isSameFile(fd, fd2 int) bool {
+	const file = 0 // KCMP_FILE
+	different, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid()), uintptr(pid()), file, uintptr(fd), uintptr(fd2), 0)
+	return errno != 0 || different == 0
+}
+
 // workingDirectory avoids the page that unix.Getwd takes on the stack, which would
 // have to grow for it: a fifth of what an import costs.
 func workingDirectory() string {
@@ -266,9 +274,13 @@ func dieOf(signal unix.Signal) {
 }
 
 // setName gives all threads the program's name: what was executed as
-// /proc/self/exe is called exe. A thread that begins meanwhile may still be.
+// /proc/self/exe is called exe. A thread that begins meanwhile may still be. The main
+// thread calls it, and is named even if /proc is read-only: ps(1) shows its name.
 func setName(name string) {
 	quiet.End() // a launcher that is not dumpable may not write what is in /proc/self
+	if text, err := unix.BytePtrFromString(name); err == nil {
+		_, _, _ = syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(text)), 0)
+	}
 	const tasks = "/proc/self/task"
 	directory, err := unix.Open(tasks, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

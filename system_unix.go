@@ -31,6 +31,9 @@ func onMainThread() bool { return true }
 
 func duplicateTo(from, to int) error { return unix.Dup2(from, to) }
 
+// isSameFile: nobody tells.
+func isSameFile(fd, fd2 int) bool { return true }
+
 func secure() bool {
 	return unix.Getuid() != unix.Geteuid() || unix.Getgid() != unix.Getegid()
 }

@@ -531,6 +531,24 @@ func TestAllThreadsKeepTheProgramsName(t *testing.T) {
 	}
 }
 
+// As in some containers, or by a profile of AppArmor.
+func TestProgramKeepsItsNameWhereProcCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	l := testdaemon.NewLine(t)
+	cmd := l.Command()
+	cmd.Path = copyOf(t, cmd.Path)
+	c := l.Pipe(testdaemon.InNamespaces(t, testdaemon.UnderShell(cmd, `mount -o remount,bind,ro /proc || exit 9; exec "$@"`), "--mount"))
+	first := l.Process()
+	second := first.Detaches("ready")
+	for _, p := range []*testdaemon.Puppet{second, first} {
+		comm := fmt.Sprintf("/proc/%d/comm", p.PID)
+		want := filepath.Base(cmd.Path)[:15] + "\n"
+		testdaemon.WaitUntil(t, "the name "+want, func() bool { name, _ := os.ReadFile(comm); return string(name) == want })
+	}
+	second.Do("ready")
+	c.Exit()
+}
+
 // mustBeNamed checks what ps shows.
 func mustBeNamed(t *testing.T, p *testdaemon.Puppet, argv0, name string) {
 	t.Helper()

@@ -88,6 +88,50 @@ func TestLogThatMainHasPutOnStandardFilesStays(t *testing.T) {
 	}
 }
 
+// A shell's redirection to it ends at Ready, as any other does; main's own does not.
+func TestLogThatTheCallerWritesToAsWellStays(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"ready", "detach"} {
+		for _, on := range []string{"", "1 2"} {
+			t.Run(verb+"/"+on, func(t *testing.T) {
+				log := filepath.Join(t.TempDir(), "log")
+				l := testdaemon.NewLine(t)
+				c := l.Pipe(testdaemon.UnderShell(l.Command(), `exec "$@" >>'`+log+`' 2>&1`))
+				p := l.Process()
+				putLog := func() {
+					if on != "" {
+						p.Do("log " + on + " " + log)
+					}
+				}
+				if verb == "ready" {
+					putLog()
+				}
+				p = p.Detaches(verb)
+				putLog()
+				p.Do("ready")
+				want := [3]string{"/dev/null", "/dev/null", "/dev/null"}
+				if on != "" {
+					want[1], want[2] = log, log
+				}
+				if got := p.Standard(); got != want {
+					t.Errorf("the daemon has %v, want %v", got, want)
+				}
+				if got := p.Descriptors(); strings.Contains(got, log) {
+					t.Errorf("the daemon's descriptors are %s", got)
+				}
+				if got := c.Exit(); got != "exit 0" {
+					t.Errorf("the caller sees %s and %s", got, c.Printed())
+				}
+				p.Leaves("panic at last")
+				l.MustBeOver()
+				if text, _ := os.ReadFile(log); strings.Contains(string(text), "panic: at last") != (on != "") {
+					t.Errorf("the log holds %q", text)
+				}
+			})
+		}
+	}
+}
+
 // As activation of go-systemd takes them, by Listeners and by Files.
 func TestPassedSocketThatAnotherPackageHasTakenIsNotLost(t *testing.T) {
 	t.Parallel()

@@ -55,6 +55,23 @@ func TestSessionOfPID1Stays(t *testing.T) {
 	}
 }
 
+// The same in the session that dumb-init makes for its script; what enters the
+// container (docker exec) has another.
+func TestSessionOfDumbInitStays(t *testing.T) {
+	for script, stays := range map[string]bool{
+		"PUPPET; exit $?":                      true,
+		"PUPPET 2>&1 | cat; exit":              true,
+		"setsid sh -c 'PUPPET; exit $?'; exit": false,
+	} {
+		t.Run(script, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, testdaemon.NewLine(t), script)
+			s.start(inPIDNamespace(t, "exec "+quote(s.shellCalled("dumb-init"))+" -c 'setsid "+s.run+"; sleep infinity'").Args...)
+			staysOrLeaves(t, s.Line, s.Process(), "ready", stays)
+		})
+	}
+}
+
 // The numbers in /proc may be those of another PID namespace than the program's.
 func TestForeignProcDoesNotMislead(t *testing.T) {
 	runsv := need(t, "runsv", "runit")
@@ -156,6 +173,23 @@ func TestOrphanGoesIntoTheBackground(t *testing.T) {
 		s.Line.Shell(inPIDNamespace(t, "exec "+quote(s.run)))
 		becomesDaemon(s.Process(), "ready")
 	})
+}
+
+// In a container whose PID 1 is a supervisor, or on a machine that dinit has booted.
+func TestOrphanThatASupervisorInheritsGoesIntoTheBackground(t *testing.T) {
+	for _, name := range []string{"dinit", "supervisord"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := orphanage(t, "setsid sh -c 'ORPHAN &' 2>&1 | cat")
+			s.start(inPIDNamespace(t, "exec "+quote(s.shellCalled(name))+" "+quote(s.run)).Args...)
+			p := s.Process()
+			if parent := nameOf(t, p.Stat().Parent); parent != name {
+				t.Fatalf("the parent is called %q", parent)
+			}
+			becomesDaemon(p, "ready")
+			s.Process().Do("ready") // the pipe has ended
+		})
+	}
 }
 
 // orphanage is a service whose script starts a pipeline, in which ORPHAN stands
