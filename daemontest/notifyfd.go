@@ -132,14 +132,22 @@ func (s *Supervised) read() error {
 		return errOpen
 	}
 	text := make([]byte, maxWords)
-	for n := 1; n > 0; {
+	// A process that the test starts beside this one has the other end, too, until it
+	// executes its program.
+	for end := time.Now().Add(time.Second); ; {
+		n := 0
 		controlErr := conn.Control(func(fd uintptr) { n, err = unix.Read(int(fd), text) })
-		if controlErr != nil || err != nil {
+		switch {
+		case controlErr == nil && n > 0:
+			s.line.Write(text[:n])
+		case controlErr == nil && err == nil:
+			return errEnded
+		case controlErr != nil || time.Now().After(end):
 			return errOpen
+		default:
+			time.Sleep(time.Millisecond)
 		}
-		s.line.Write(text[:n])
 	}
-	return errEnded
 }
 
 // reported ends a read when the process has ended: another may have the

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -121,4 +122,15 @@ func TestNotifyFDLeavesNothing(t *testing.T) {
 	leavesNothing(t, func(ft TB) {
 		NotifyFD(ft, shell("setsid sleep 60 3>&- & echo >&3; exec 3>&-; exec sleep 60"))
 	})
+}
+
+// A process that is being started beside it has the descriptor until it executes its
+// program: that is not the command's fault.
+func TestNotifyFDOfCommandsThatEndBesideOthers(t *testing.T) {
+	for i := range 200 {
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			t.Parallel()
+			NotifyFD(t, exec.Command("sh", "-c", "echo READY=1 >&3"))
+		})
+	}
 }

@@ -275,15 +275,19 @@ func (s *service) reported(r *report) {
 // hasExited sends the notify socket a message about the end of a process. What
 // the process has said is in the socket, and is read before that.
 func (s *service) hasExited(r report) {
-	s.mu.Lock()
-	restarting := s.main == 0
-	s.mu.Unlock()
-	if restarting {
-		return // and nobody reads the socket
-	}
 	number := len(s.exits.all())
 	s.exits.add(r)
-	say(s.systemd.address, s.token+strconv.Itoa(number))
+	for {
+		s.mu.Lock()
+		restarting := s.main == 0
+		s.mu.Unlock()
+		// While it restarts nobody reads the socket, which others may keep full: the
+		// report of the start would wait behind this one for ever.
+		if restarting || say(s.systemd.address, s.token+strconv.Itoa(number)) != unix.EAGAIN {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // hasStarted says what the main process is, and when by monotonic it has been
@@ -303,7 +307,7 @@ func (s *service) hasStarted(pid int, at int64) {
 	}
 }
 
-// say sends a datagram.
+// say sends a datagram. The error is EAGAIN if there is no room for it.
 func say(address, text string) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -312,7 +316,7 @@ func say(address, text string) error {
 	defer unix.Close(fd)
 	err = unix.EINTR
 	for err == unix.EINTR {
-		err = unix.Sendto(fd, []byte(text), unix.MSG_NOSIGNAL, &unix.SockaddrUnix{Name: address})
+		err = unix.Sendto(fd, []byte(text), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: address})
 	}
 	return err
 }
