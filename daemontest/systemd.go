@@ -277,7 +277,11 @@ func (s *Supervisor) listen() error {
 // shortDir makes a directory, open to all users, in which a socket's path is
 // short enough: in $TMPDIR if that is short, else in /tmp.
 func shortDir() (string, error) {
-	dir, err := os.MkdirTemp("", "daemontest")
+	base, err := filepath.Abs(os.TempDir()) // a relative address is none
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp(base, "daemontest")
 	if err == nil && len(dir)+len("/notify") > maxPath {
 		os.Remove(dir)
 		dir, err = os.MkdirTemp("/tmp", "daemontest")

@@ -158,6 +158,14 @@ func TestPathIsShort(t *testing.T) {
 	}
 }
 
+func TestAddressIsAbsolute(t *testing.T) {
+	t.Chdir(t.TempDir())
+	t.Setenv("TMPDIR", ".")
+	if s := Systemd(t); !filepath.IsAbs(s.Addr()) {
+		t.Errorf("%s: what the daemon takes is a path from the root", s.Addr())
+	}
+}
+
 func TestAnyUserMayNotify(t *testing.T) {
 	s := Systemd(t)
 	for path, want := range map[string]os.FileMode{s.Addr(): 0o777, filepath.Dir(s.Addr()): 0o755} {
