@@ -232,7 +232,10 @@ func BusError(name string) Field { return Field{key: "BUSERROR", text: name, for
 // limit, for start, run or stop, no sooner than d from now (EXTEND_TIMEOUT_USEC, in
 // whole microseconds). A negative d is invalid.
 func ExtendTimeout(d time.Duration) Field {
-	return integer("EXTEND_TIMEOUT_USEC", number, d.Microseconds(), d >= 0, "a duration is not negative")
+	if d < 0 { // of less than a microsecond, perhaps
+		return Field{text: "EXTEND_TIMEOUT_USEC of " + d.String() + ": a duration is not negative"}
+	}
+	return Field{key: "EXTEND_TIMEOUT_USEC", number: d.Microseconds(), form: number}
 }
 
 func integer(key string, form form, value int64, ok bool, rule string) Field {
