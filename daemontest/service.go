@@ -150,11 +150,13 @@ type service struct {
 	parent   *parent
 	socket   int // to the parent, by which files go; 0: none
 	printed  transcript
-	journal  bool   // something is printed there
-	token    string // ends what a start has printed; begins a message of this process to itself
+	journal  *os.File // through which it is printed there; nil: nothing is
+	token    string   // ends what a start has printed; begins a message of this process to itself
 	watchdog time.Duration
 	anyone   bool // may speak
 	passed   []stored
+	copying  sync.Mutex
+	copied   sync.WaitGroup // the goroutine that copies the journal
 	exits    record[report]
 	ends     record[report] // of starts, in order
 
@@ -200,17 +202,69 @@ func (s *service) startFirst(cmd *exec.Cmd, options []Option) (pid int, err erro
 		Files: len(s.passed),
 	}
 	c := *cmd
-	if c.Stderr == nil {
-		c.Stderr = &s.printed
-		do.Prompt, do.PromptFD = []byte(s.token), 2
+	if c.Stdout == nil || c.Stderr == nil {
+		printed, err := s.openJournal()
+		if err != nil {
+			return 0, err
+		}
+		defer printed.Close()
+		if c.Stderr == nil {
+			c.Stderr = printed
+			do.Prompt, do.PromptFD = []byte(s.token), 2
+		}
+		if c.Stdout == nil {
+			c.Stdout = printed
+			do.Prompt, do.PromptFD = []byte(s.token), 1
+		}
 	}
-	if c.Stdout == nil {
-		c.Stdout = &s.printed
-		do.Prompt, do.PromptFD = []byte(s.token), 1
-	}
-	s.journal = do.Prompt != nil
 	s.parent = newParent(s.t, s.reported)
 	return s.parent.run(&c, do, theirs)
+}
+
+// openJournal opens the pipe by which the service's output comes, and returns the
+// service's end.
+func (s *service) openJournal() (printed *os.File, err error) {
+	s.journal, printed, err = os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := s.journal.SyscallConn()
+	if err != nil {
+		printed.Close()
+		return nil, err
+	}
+	s.copied.Go(func() {
+		var err error
+		for ended := false; err == nil && !ended; { // an error: the test has closed it
+			err = conn.Read(func(fd uintptr) (done bool) {
+				ended, done = s.copy(fd)
+				return done
+			})
+		}
+	})
+	return printed, nil
+}
+
+// copy copies what is in the pipe, at most what a pipe holds. done is false if it is
+// empty, for now.
+func (s *service) copy(fd uintptr) (ended, done bool) {
+	s.copying.Lock() // until it is in the transcript
+	defer s.copying.Unlock()
+	const pipeSize = 1 << 20 // pipe-max-size of proc(5)
+	text := make([]byte, 64<<10)
+	for size := 0; size < pipeSize; {
+		n, err := unix.Read(int(fd), text)
+		switch {
+		case n > 0:
+			s.printed.Write(text[:n])
+			size += n
+		case err == unix.EAGAIN:
+			return false, false
+		case err != unix.EINTR:
+			return true, true
+		}
+	}
+	return false, true
 }
 
 // openSocket opens the socket to the parent and returns the parent's end.
@@ -249,6 +303,11 @@ func (s *service) variables(files []stored) []string {
 
 // close closes what systemd has for the service.
 func (s *service) close() {
+	if s.journal != nil {
+		s.output()
+		s.journal.Close()
+		s.copied.Wait()
+	}
 	for _, f := range append(s.passed, s.stored...) {
 		unix.Close(f.fd)
 	}
@@ -416,7 +475,7 @@ func (s *service) fail(what, received string) {
 		what += ", the command's context having ended"
 	}
 	s.parent.end() // before printed is complete
-	if s.journal {
+	if s.journal != nil {
 		what += "; " + lastWords(s.output())
 	}
 	if received != "" {
@@ -461,6 +520,11 @@ func (u *Unit) Processes() []int { return u.service.parent.processes() }
 func (u *Unit) Output() string { return string(u.service.output()) }
 
 func (s *service) output() []byte {
+	if s.journal != nil { // it may have been printed just now
+		if conn, err := s.journal.SyscallConn(); err == nil {
+			conn.Control(func(fd uintptr) { s.copy(fd) }) // an error: the test has ended
+		}
+	}
 	return bytes.ReplaceAll(s.printed.all(), []byte(s.token), nil)
 }
 
@@ -494,7 +558,7 @@ func (u *Unit) wait(ctx context.Context) (last report, err error) {
 		}
 		return u.start < len(all)
 	})
-	if err == nil && u.service.journal {
+	if err == nil && u.service.journal != nil {
 		err = u.service.printed.wait(ctx, func(text []byte) bool {
 			return bytes.Count(text, []byte(u.service.token)) > u.start
 		})

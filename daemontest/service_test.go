@@ -31,6 +31,11 @@ func init() {
 			serviceSteps[name](text)
 		}
 	}
+	programs["print"] = func() {
+		fmt.Println("before")
+		must(send(os.Getenv("NOTIFY_SOCKET"), "READY=1"))
+		time.Sleep(time.Hour)
+	}
 	programs["hand over"] = handOver
 	programs["reload"] = reload
 }
@@ -645,5 +650,18 @@ func TestServiceLeavesNothing(t *testing.T) {
 	})
 	if entries, err := os.ReadDir(os.Getenv("TMPDIR")); err != nil || len(entries) > 0 {
 		t.Errorf("left in the temporary directory: %v, %v", entries, err)
+	}
+}
+
+// A notification does not overtake what was printed before it.
+func TestOutputHasWhatWasPrintedBefore(t *testing.T) {
+	for range 50 {
+		t.Run("", func(t *testing.T) {
+			t.Parallel()
+			u := Service(t, program(t, "print"))
+			if u.Output() != "before\n" {
+				t.Errorf("printed %q", u.Output())
+			}
+		})
 	}
 }
