@@ -5,12 +5,14 @@ package daemontest
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -89,9 +91,12 @@ type Supervisor struct {
 	socket   *os.File
 	opened   time.Time
 	arrived  record[Notification]
-	read     chan struct{} // closed when the reading goroutine has ended
-	nextRead int           // of arrived; guarded by its lock
-	service  *service      // whose socket it is; nil: nobody's
+	mark     string           // a message of this process to itself
+	marks    record[struct{}] // of those that have arrived
+	asking   sync.Mutex       // held to send one and wait for it
+	read     chan struct{}    // closed when the reading goroutine has ended
+	nextRead int              // of arrived; guarded by its lock
+	service  *service         // whose socket it is; nil: nobody's
 }
 
 // Systemd opens a notify socket and sets NOTIFY_SOCKET to it for the length
@@ -125,7 +130,7 @@ func Systemd(t TB) *Supervisor {
 
 // newSupervisor opens a notify socket for the length of the test.
 func newSupervisor(t TB, of *service) (*Supervisor, error) {
-	s := &Supervisor{t: t, opened: time.Now(), read: make(chan struct{}), service: of}
+	s := &Supervisor{t: t, opened: time.Now(), mark: "\x00" + rand.Text(), read: make(chan struct{}), service: of}
 	if err := s.listen(); err != nil {
 		return nil, err
 	}
@@ -177,7 +182,30 @@ func (s *Supervisor) skip(number int) {
 }
 
 // All returns all notifications so far, in the order of arrival.
-func (s *Supervisor) All() []Notification { return s.arrived.all() }
+func (s *Supervisor) All() []Notification {
+	s.catchUp()
+	return s.arrived.all()
+}
+
+// catchUp waits until what has been sent is in the record.
+func (s *Supervisor) catchUp() {
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	before, end := len(s.marks.all()), time.Now().Add(time.Second)
+	for {
+		err := say(s.address, s.mark)
+		if err == nil {
+			break
+		}
+		if err != unix.EAGAIN || time.Now().After(end) {
+			return // the test has ended, or others keep the socket full
+		}
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), Timeout)
+	defer cancel()
+	s.marks.wait(ctx, func(all []struct{}) bool { return len(all) > before })
+}
 
 func (s *Supervisor) find(ctx context.Context, what string, match func(Notification) bool) Notification {
 	s.t.Helper()
@@ -318,6 +346,7 @@ func bind(path string) (*os.File, error) {
 func (s *Supervisor) receive() {
 	defer close(s.read)
 	defer s.arrived.end(errEnded)
+	defer s.marks.end(errEnded)
 	conn, err := s.socket.SyscallConn()
 	if err != nil {
 		return
@@ -331,6 +360,10 @@ func (s *Supervisor) receive() {
 		n, err := in.next()
 		if err != nil {
 			return
+		}
+		if n.PID == os.Getpid() && string(n.Raw) == s.mark {
+			s.marks.add(struct{}{})
+			continue
 		}
 		if slices.Contains(n.Assignments, "BARRIER=1") {
 			closeAll(n.Files) // all before it is in the record: that is the answer

@@ -383,3 +383,14 @@ func TestOtherSendersAreUnderstood(t *testing.T) {
 		t.Errorf("got %v", n)
 	}
 }
+
+// What has been sent is there, and so a test may say that something was not.
+func TestAllHasWhatWasSentBefore(t *testing.T) {
+	s := Systemd(t)
+	for i := range 500 {
+		mustSend(t, s.Addr(), "WATCHDOG=1")
+		if n := len(s.All()); n != i+1 {
+			t.Fatalf("%d of %d", n, i+1)
+		}
+	}
+}
