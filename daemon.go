@@ -169,9 +169,9 @@ const (
 )
 
 var (
-	reloading = verb{patience: patient, own: []Field{
-		{key: "RELOADING", text: "RELOADING=1\n", form: wholeLine}, {key: "MONOTONIC_USEC", form: clock}}}
-	stopping     = verb{patience: patient, own: []Field{{key: "STOPPING", text: "STOPPING=1\n", form: wholeLine}}}
+	reloading = verb{patience: patient,
+		own: []Field{{key: "RELOADING", text: "1"}, {key: "MONOTONIC_USEC", form: clock}}}
+	stopping     = verb{patience: patient, own: []Field{{key: "STOPPING", text: "1"}}}
 	notification = verb{patience: brief}
 )
 
@@ -180,25 +180,23 @@ var (
 // the call that it is given to return an error, which names the field, says what
 // is wrong with it and wraps [syscall.EINVAL].
 type Field struct {
-	key    string
+	key    string // none: the field cannot be sent; text says what it is, and why
 	text   string
-	number int64
+	number int64 // the value in place of text, if it is not 0
 	form   form
 }
 
-// form says what the value of a Field is. STATUS and MAINPID have forms of their
-// own, by which the encoder finds their place.
+// form says how a Field is encoded. STATUS and MAINPID have forms of their own, by
+// which the encoder finds their place.
 type form uint8
 
 const (
-	invalid    form = iota // it cannot be sent; text says what it is, and why
-	plainText              // text, with each backslash doubled
+	plainText  form = iota // each backslash of text is doubled
 	safeText               // as plainText, with control characters replaced
 	statusText             // as safeText, and cut if the notification is too long
-	mainPID                // number, or text if that is 0
-	number
-	clock     // the time at which the notification is encoded
-	wholeLine // text is the whole line, key and newline included
+	mainPID                // as plainText
+	clock                  // the value is the time at which the notification is encoded
+	wholeLine              // text is the whole line, newline included, of what most calls say
 )
 
 // Status returns the field with the line that the supervisor shows people of the
@@ -217,7 +215,7 @@ func MainPID(pid int) Field {
 // the service fails (ERRNO). A number outside of 0 to 4095, which systemd would
 // ignore, is invalid.
 func Errno(errno int) Field {
-	return integer("ERRNO", number, int64(errno), 0 <= errno && errno <= maxErrno, "an error number is 0 to 4095")
+	return integer("ERRNO", plainText, int64(errno), 0 <= errno && errno <= maxErrno, "an error number is 0 to 4095")
 }
 
 const maxErrno = 4095 // MAX_ERRNO of Linux
@@ -232,15 +230,15 @@ func BusError(name string) Field { return Field{key: "BUSERROR", text: name, for
 // limit, for start, run or stop, no sooner than d from now (EXTEND_TIMEOUT_USEC, in
 // whole microseconds). A negative d is invalid.
 func ExtendTimeout(d time.Duration) Field {
-	if d < 0 { // of less than a microsecond, perhaps
-		return Field{text: "EXTEND_TIMEOUT_USEC of " + d.String() + ": a duration is not negative"}
-	}
-	return Field{key: "EXTEND_TIMEOUT_USEC", number: d.Microseconds(), form: number}
+	return integer("EXTEND_TIMEOUT_USEC", plainText, d.Microseconds(), d >= 0, "a duration is not negative")
 }
 
 func integer(key string, form form, value int64, ok bool, rule string) Field {
-	if !ok {
+	switch {
+	case !ok:
 		return Field{text: key + "=" + strconv.FormatInt(value, 10) + ": " + rule}
+	case value == 0:
+		return Field{key: key, text: "0"}
 	}
 	return Field{key: key, number: value, form: form}
 }

@@ -36,8 +36,6 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 	status, pid, others := v.status, v.mainPID, false
 	for i := range fields {
 		switch f := &fields[i]; f.form {
-		case invalid:
-			return failed("field", cmp.Or(f.text, `"": a Field is made by a function of this package`), unix.EINVAL)
 		case statusText:
 			status = f
 		case mainPID:
@@ -45,6 +43,9 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 				pid = f
 			}
 		default:
+			if f.key == "" {
+				return failed("field", cmp.Or(f.text, `"": a Field is made by a function of this package`), unix.EINVAL)
+			}
 			others = true
 		}
 	}
@@ -52,7 +53,7 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 	for i := range v.own {
 		f := &v.own[i]
 		if others {
-			f = last(f.key, f, fields)
+			f = last(f, fields)
 		}
 		b = appendField(b, f)
 	}
@@ -67,8 +68,8 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 	}
 	for i := 0; others && i < len(fields); i++ {
 		f := &fields[i]
-		placed := f.form == statusText || f.form == mainPID || last(f.key, nil, v.own) != nil
-		if !placed && last(f.key, f, fields[i+1:]) == f {
+		placed := f.form == statusText || f.form == mainPID || last(f, v.own) != f
+		if !placed && last(f, fields[i+1:]) == f {
 			b = appendField(b, f)
 		}
 	}
@@ -85,10 +86,10 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 	return nil
 }
 
-// last returns the last of fields with this key, or else f.
-func last(key string, f *Field, fields []Field) *Field {
+// last returns the last of fields with the key of f, or else f.
+func last(f *Field, fields []Field) *Field {
 	for i := range fields {
-		if fields[i].key == key {
+		if fields[i].key == f.key {
 			f = &fields[i]
 		}
 	}
@@ -107,25 +108,25 @@ func appendStatus(b []byte, text string, end int) []byte {
 }
 
 func appendField(b []byte, f *Field) []byte {
-	value := f.number
+	number := f.number
 	switch f.form {
 	case wholeLine:
 		return append(b, f.text...)
 	case clock:
 		var ok bool
-		if value, ok = monotonic(); !ok {
+		if number, ok = monotonic(); !ok {
 			return b
 		}
 	}
 	b = append(b, f.key...)
 	b = append(b, '=')
 	switch {
+	case number != 0:
+		b = strconv.AppendInt(b, number, 10)
 	case f.form == safeText:
 		b = appendText(b, f.text, math.MaxInt)
-	case f.form == plainText, f.form == mainPID && value == 0:
-		b = appendValue(b, f.text)
 	default:
-		b = strconv.AppendInt(b, value, 10)
+		b = appendValue(b, f.text)
 	}
 	return append(b, '\n')
 }
@@ -144,15 +145,18 @@ func appendValue(b []byte, value string) []byte {
 // appendText replaces what must not reach a terminal or the next line. It stops
 // in front of the first rune with which b would be longer than end.
 func appendText(b []byte, text string, end int) []byte {
-	if n := plain(text); len(b)+n <= end {
-		b = append(b, text[:n]...)
-		text = text[n:]
+	n, room := 0, text[:min(len(text), end-len(b))] // most texts are plain, and copied at once
+	for n < len(room) && ' ' <= room[n] && room[n] <= '~' && room[n] != '\\' {
+		n++
 	}
-	for _, r := range text { // an invalid byte comes as U+FFFD
+	b = append(b, room[:n]...)
+	for _, r := range text[n:] { // an invalid byte comes as U+FFFD
 		switch {
 		case r < ' ', r >= 0x7f && r < 0xa0: // C0, DEL and C1
 			r = ' '
-		case noncharacter(r):
+		case r&0xfffe == 0xfffe, r >= 0xfdd0 && r <= 0xfdef:
+			// A noncharacter: to systemd it is invalid UTF-8, for which it ignores the
+			// whole STATUS (unichar_is_valid in its sources).
 			r = utf8.RuneError
 		}
 		size := utf8.RuneLen(r)
@@ -168,22 +172,4 @@ func appendText(b []byte, text string, end int) []byte {
 		b = utf8.AppendRune(b, r)
 	}
 	return b
-}
-
-// plain returns the length of the text in front of the first byte that
-// appendText must look at.
-func plain(text string) int {
-	for i := range len(text) {
-		if c := text[i]; c < ' ' || c > '~' || c == '\\' {
-			return i
-		}
-	}
-	return len(text)
-}
-
-// noncharacter reports whether r is one of the code points that Unicode sets
-// apart for internal use. To systemd they are invalid UTF-8, for which it
-// ignores the whole STATUS (unichar_is_valid in its sources).
-func noncharacter(r rune) bool {
-	return r&0xfffe == 0xfffe || r >= 0xfdd0 && r <= 0xfdef
 }

@@ -163,7 +163,7 @@ func StoreFiles(name string, files ...*os.File) error {
 		rights[i] = fd
 	}
 	for some := range slices.Chunk(rights, maxRights) {
-		v := verb{own: []Field{{text: "FDSTORE=1\n", form: wholeLine}}, rights: some, patience: brief}
+		v := verb{own: []Field{{key: "FDSTORE", text: "1"}}, rights: some, patience: brief}
 		if err := send(address, &v, []Field{Set("FDNAME", name)}); err != nil {
 			return err
 		}
@@ -185,7 +185,7 @@ func RemoveFiles(name string) error {
 	return send(address, &removal, []Field{Set("FDNAME", name)})
 }
 
-var removal = verb{own: []Field{{text: "FDSTOREREMOVE=1\n", form: wholeLine}}, patience: brief}
+var removal = verb{own: []Field{{key: "FDSTOREREMOVE", text: "1"}}, patience: brief}
 
 // validName tells whether systemd takes name as FDNAME.
 func validName(name string) bool {

@@ -239,7 +239,7 @@ func Barrier(ctx context.Context) error {
 		return failed("barrier", address, err)
 	}
 	defer unix.Close(r)
-	barrier := []Field{{text: "BARRIER=1\n", form: wholeLine}}
+	barrier := []Field{{key: "BARRIER", text: "1"}}
 	err = send(address, &verb{own: barrier, rights: []int{w}, patience: math.MaxInt64, ctx: ctx}, nil)
 	unix.Close(w)
 	if err != nil && ctx.Err() == nil {

@@ -12,7 +12,7 @@ import (
 // [RunWatchdog] calls it in a loop.
 func Heartbeat() error { return notify(&heartbeat, nil) }
 
-var heartbeat = verb{own: []Field{{key: "WATCHDOG", text: "WATCHDOG=1\n", form: wholeLine}}, patience: brief}
+var heartbeat = verb{own: []Field{{key: "WATCHDOG", text: "1"}}, patience: brief}
 
 // WatchdogTimeout returns the time within which the supervisor wants to see a
 // heartbeat (WATCHDOG_USEC, see sd_watchdog_enabled(3)); beat at half of it. It is
