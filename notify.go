@@ -184,9 +184,9 @@ func (s *socket) connect() error {
 }
 
 var (
-	readyVerb    = verb{own: readyField[:], status: &notifier.readyStatus, mainPID: &notifier.mainPID, patience: patient}
-	wrappedReady = verb{own: readyField[:], status: &notifier.readyStatus, patience: patient}
-	readyField   = [...]Field{{key: "READY", text: "READY=1\n", form: wholeLine}}
+	readyField   = []Field{{key: "READY", text: "READY=1\n", form: wholeLine}}
+	wrappedReady = verb{own: readyField, status: &notifier.readyStatus, patience: patient}
+	readyVerb    = verb{own: readyField, status: &notifier.readyStatus, patience: patient, mainPID: &notifier.mainPID}
 )
 
 // readyFor returns what Ready says. MAINPID names this process if that is the one
@@ -199,13 +199,8 @@ func readyFor(address string, fields []Field) *verb {
 			return &readyVerb
 		}
 	}
-	wrapped := pid() == 1
-	if started := executedPID(); started != "" {
-		wrapped = wrapped || !namesPID(started)
-	} else if onlyParentTells(address) {
-		wrapped = wrapped || !systemdIsParent()
-	}
-	if wrapped {
+	started := executedPID()
+	if pid() == 1 || started != "" && !namesPID(started) || onlyParentTells(address) && !systemdIsParent() {
 		return &wrappedReady
 	}
 	return &readyVerb
