@@ -66,16 +66,15 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 	recovery := beat // in one message, so that neither part gets through alone
 	recovery.status = &notifier.lastStatus
 
-	period := timeout / 2
-	ticker := time.NewTicker(period)
-	defer ticker.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	complained := false // the supervisor may be showing it
 	for ctx.Err() == nil {
-		next := timeout / 2
-		switch result, ok := check(ctx, healthy); {
-		case !ok:
-		case result != nil:
-			_ = notify(&complaint, []Field{Status(result.Error())})
+		begin, next := time.Now(), timeout/2
+		switch err := check(ctx, healthy); {
+		case ctx.Err() != nil: // which is no complaint
+		case err != nil:
+			_ = notify(&complaint, []Field{Status(err.Error())})
 			complained = true
 			next = timeout / 8 // the second half would end when the supervisor's patience does
 		case complained:
@@ -83,29 +82,27 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 		default:
 			_ = notify(&beat, nil)
 		}
-		if next != period {
-			period = next
-			ticker.Reset(period)
-		}
+		timer.Reset(next - time.Since(begin))
 		select {
 		case <-ctx.Done():
-		case <-ticker.C:
+		case <-timer.C:
 		}
 	}
 	return nil
 }
 
 // check runs healthy in a goroutine of its own, so that one that blocks does not
-// outlast ctx. ok is false if ctx ended first.
-func check(ctx context.Context, healthy func() error) (result error, ok bool) {
+// outlast ctx.
+func check(ctx context.Context, healthy func() error) error {
 	if healthy == nil {
-		return nil, true
+		return nil
 	}
 	results := make(chan error, 1)
 	go func() { results <- healthy() }()
 	select {
-	case result = <-results:
+	case err := <-results:
+		return err
 	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return result, ctx.Err() == nil // that ctx has ended is no complaint
 }
