@@ -56,10 +56,12 @@ type passedFD struct {
 // keepPassed runs before main, when the descriptors are there for certain.
 func keepPassed() {
 	passed.atStart, passed.known = promised(), namesPID(getenv("LISTEN_PID"))
-	for _, c := range passed.atStart {
-		flags, _ := unix.FcntlInt(uintptr(c.fd), unix.F_GETFD, 0)
-		passed.marked = passed.marked || flags&unix.FD_CLOEXEC != 0
-	}
+	passed.marked = slices.ContainsFunc(passed.atStart, passedFD.closesOnExec)
+}
+
+func (f passedFD) closesOnExec() bool {
+	flags, _ := unix.FcntlInt(uintptr(f.fd), unix.F_GETFD, 0)
+	return flags&unix.FD_CLOEXEC != 0
 }
 
 // takenByInitializer reports whether an initializer of another package has taken the
@@ -70,12 +72,11 @@ func takenByInitializer() bool {
 
 func takeFiles() (files []*os.File) {
 	for i, f := range promised() {
-		flags, _ := unix.FcntlInt(uintptr(f.fd), unix.F_GETFD, 0)
 		ours := passed.known // it was not there at start
 		if i < len(passed.atStart) {
 			ours = passed.atStart[i].id != f.id
 		}
-		if ours || flags&unix.FD_CLOEXEC != 0 { // no such one is passed
+		if ours || f.closesOnExec() { // no such one is passed
 			break
 		}
 		unix.CloseOnExec(f.fd)
@@ -113,23 +114,22 @@ func promised() (files []passedFD) {
 // moved to another number, would be missing there: that is an error.
 func passFilesOn() (takeBack func(), missing string) {
 	var marked []passedFD
-	takeBack = func() {
-		for _, c := range marked {
-			unix.CloseOnExec(c.fd)
+	for _, f := range passed.atStart {
+		if !f.valid() {
+			return nil, f.name + " (descriptor " + strconv.Itoa(f.fd) + ")"
+		}
+		if f.closesOnExec() {
+			marked = append(marked, f)
 		}
 	}
-	for _, c := range passed.atStart {
-		flags, _ := unix.FcntlInt(uintptr(c.fd), unix.F_GETFD, 0)
-		if !c.valid() {
-			takeBack()
-			return nil, c.name + " (descriptor " + strconv.Itoa(c.fd) + ")"
-		}
-		if flags&unix.FD_CLOEXEC != 0 {
-			_, _ = unix.FcntlInt(uintptr(c.fd), unix.F_SETFD, 0)
-			marked = append(marked, c)
-		}
+	for _, f := range marked {
+		_, _ = unix.FcntlInt(uintptr(f.fd), unix.F_SETFD, 0)
 	}
-	return takeBack, ""
+	return func() {
+		for _, f := range marked {
+			unix.CloseOnExec(f.fd)
+		}
+	}, ""
 }
 
 // maxRights is how many descriptors one message carries (SCM_MAX_FD of
@@ -156,11 +156,13 @@ func StoreFiles(name string, files ...*os.File) error {
 	defer runtime.KeepAlive(files)
 	rights := make([]int, len(files))
 	for i, file := range files {
-		fd, err := descriptorOf(file)
+		conn, err := file.SyscallConn() // File.Fd may change the file's mode
+		if err == nil && conn.Control(func(fd uintptr) { rights[i] = int(fd) }) != nil {
+			err = os.ErrClosed // for which Control has an error of its own
+		}
 		if err != nil {
 			return failed("store files as", name, err)
 		}
-		rights[i] = fd
 	}
 	for some := range slices.Chunk(rights, maxRights) {
 		v := verb{own: []Field{{key: "FDSTORE", text: "1"}}, rights: some, patience: brief}
@@ -175,14 +177,10 @@ func StoreFiles(name string, files ...*os.File) error {
 // (FDSTOREREMOVE=1 and FDNAME). The error wraps [syscall.EINVAL] for a name that
 // [StoreFiles] would not take.
 func RemoveFiles(name string) error {
-	who, address := supervisor()
-	if who != Systemd {
-		return nil
-	}
-	if !validName(name) {
+	if Detect() == Systemd && !validName(name) {
 		return failed("remove files", strconv.Quote(name), unix.EINVAL)
 	}
-	return send(address, &removal, []Field{Set("FDNAME", name)})
+	return notify(&removal, []Field{Set("FDNAME", name)})
 }
 
 var removal = verb{own: []Field{{key: "FDSTOREREMOVE", text: "1"}}, patience: brief}
@@ -195,17 +193,4 @@ func validName(name string) bool {
 		}
 	}
 	return 1 <= len(name) && len(name) <= 255
-}
-
-// descriptorOf returns the file's descriptor and leaves its mode alone, which
-// File.Fd does not promise.
-func descriptorOf(file *os.File) (fd int, err error) {
-	conn, err := file.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	if err := conn.Control(func(number uintptr) { fd = int(number) }); err != nil {
-		return -1, os.ErrClosed // for which Control has an error of its own
-	}
-	return fd, nil
 }
