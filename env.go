@@ -65,11 +65,11 @@ func UnsetEnvironment() {
 }
 
 // remembered holds the values of the variables that unsetenv removed.
-var remembered struct {
+var remembered = struct {
 	sync.Mutex
 	any    atomic.Bool
 	values map[string]string
-}
+}{values: map[string]string{}}
 
 // getenv returns the variable's value, or the one that unsetenv removed. It does
 // not allocate.
@@ -94,9 +94,6 @@ func unsetenv(keys ...string) {
 	defer remembered.Unlock()
 	for _, key := range keys {
 		if value, ok := syscall.Getenv(key); ok {
-			if remembered.values == nil {
-				remembered.values = map[string]string{}
-			}
 			remembered.values[key] = value
 			remembered.any.Store(true) // before Unsetenv: a getenv that misses the variable looks here next
 			os.Unsetenv(key)
