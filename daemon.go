@@ -15,20 +15,18 @@
 //
 // A supervisor that is there but cannot be told is an error.
 //
-// The rest of a service's life is told by [Reloading], [Stopping], [Fail],
-// [RunWatchdog], [Barrier], [StoreFiles], [RemoveFiles] and [Notify]. They speak
-// the protocol of sd_notify(3). If NOTIFY_SOCKET is not set they do nothing and
-// return nil, so a program need not ask. Stopping and Reloading wait at most 90
-// seconds for a supervisor that does not read, as Ready does, and the others 5;
-// Barrier waits until its context ends.
+// [Reloading], [Stopping], [Fail], [RunWatchdog], [Barrier], [StoreFiles],
+// [RemoveFiles] and [Notify] tell the rest of a service's life, by the protocol of
+// sd_notify(3). If NOTIFY_SOCKET is not set they do nothing and return nil, so a
+// program need not ask. If the supervisor does not read, Ready, Reloading and Stopping
+// wait for at most 90 seconds, the others for 5, and Barrier until its context ends.
 //
 // # Detaching
 //
-// Go cannot fork without exec, so a detach starts the program again. To the
-// program it is a crash and a restart, while the old process id still exists: what
-// main did before is undone by the kernel, and done again in the daemon. A program
-// that cannot cope with that calls [Detach] first in main, when there is nothing to
-// undo yet. Such a program
+// Go cannot fork without exec, so a detach starts the program again. To the program
+// it is a crash and a restart, while the old process id still exists: the kernel
+// undoes what main did before, and the daemon does it once more. Call [Detach] first
+// in main, when there is nothing to undo yet, if the program
 //
 //   - reads a passphrase from standard input,
 //   - checks a pid file for a live process,
@@ -43,17 +41,20 @@
 //
 // A detach executes the program three times, in two processes. Initializers of
 // other packages may run each time: they must not take locks, ports or passed
-// descriptors, nor change the directory, os.Args or the standard descriptors. The
-// daemon leads a session of its own, so it opens terminals with O_NOCTTY. It keeps
-// its caller's working directory and umask; chdir("/") and umask(0) are up to the
-// program. Its standard descriptors are on /dev/null, unless main has put a log
-// file there: a shell's `> log` ends at Ready. If the daemon ends before it is
-// ready, the shell sees its exit status or its signal. Until then SIGTERM to the
-// whole process group reaches the daemon twice, and SIGINT to the process that the
-// shell waits for does not reach it. A helper process that it starts before Ready stays
-// in the caller's session, and is hung up with the terminal. A goroutine that reads
-// the terminal goes on reading after Ready. A thread that asks to die with its parent (PR_SET_PDEATHSIG of
-// prctl(2)) does so after Ready.
+// descriptors, nor change the directory, os.Args or the standard descriptors.
+//
+// If the daemon ends before it is ready, the shell sees its exit status or its
+// signal. Until then SIGTERM to the whole process group reaches the daemon twice, and
+// SIGINT to the process that the shell waits for does not reach it. Helper processes
+// that it starts until then stay in the caller's session, and get SIGHUP if its
+// terminal ends.
+//
+// The daemon leads a session of its own, so it opens terminals with O_NOCTTY. Its
+// standard descriptors are on /dev/null, unless main has put a log file there: a
+// shell's `> log` ends at Ready. It keeps its caller's working directory and umask;
+// chdir("/") and umask(0) are up to the program. A goroutine that reads the terminal
+// goes on reading after Ready. A thread that asks to die with its parent
+// (PR_SET_PDEATHSIG of prctl(2)) does so after Ready.
 //
 // # The foreground
 //
@@ -62,8 +63,7 @@
 // it, or a process outside its PID namespace; systemd has executed it; or its
 // parent is runsv, s6-supervise, supervise, supervisord, supervise-daemon or dinit.
 // A wrapper between them, such as sudo or a script that does not exec, hides the
-// supervisor: have a -f flag that calls [Foreground]. [Background] is for a
-// -daemon flag, which a unit with Type=forking needs.
+// supervisor: have a -f flag that calls [Foreground]. [Background] is the opposite.
 //
 // # Errors
 //
@@ -73,9 +73,9 @@
 // [syscall.EAFNOSUPPORT] for an address that is neither a path nor abstract, and
 // [os.ErrDeadlineExceeded] if the supervisor does not read.
 //
-// All functions may be called from any goroutine at any time. After the first
-// call, no notification that need not wait for room allocates heap memory, and none
-// opens a descriptor; [Barrier], [StoreFiles] and [Fail] may do both.
+// All functions may be called from any goroutine at any time. After the first call,
+// a notification allocates heap memory only to wait for room, and opens no
+// descriptor; but [Barrier], [StoreFiles] and [Fail] may do both.
 //
 // The environment variable _DAEMON_DETACH is this package's own.
 package daemon
@@ -94,17 +94,16 @@ import (
 //
 // To systemd Ready sends READY=1, STATUS and MAINPID, and then the fields. A field
 // takes the place of one with its key. STATUS is that of the Ready before, or
-// "ready". MAINPID is left out behind a wrapper, that is if SYSTEMD_EXEC_PID names
-// another process, and for PID 1. A later Ready sends again: that is the end of a
-// reload, even of one that failed (see [Reloading]). In all other cases a later
-// Ready does nothing.
+// "ready". MAINPID is left out for PID 1, and behind a wrapper, that is if
+// SYSTEMD_EXEC_PID names another process. A later Ready sends again, which ends a
+// reload (see [Reloading]). In all other cases a later Ready does nothing.
 //
-// Instead of detaching or stopping, Ready returns an error in a test binary and in
-// a library that a foreign program has loaded. It does not detach, but returns an
-// error, in a setuid program, if user, group or root directory have changed, if a
-// descriptor that the supervisor passed is closed, if /proc hides the parent
-// process (hidepid of proc(5)), or if the program has removed its supervisor's
-// variables other than by [UnsetEnvironment].
+// In a test binary, and in a library that a foreign program has loaded, Ready returns
+// an error instead of detaching or stopping. Instead of detaching it also returns one
+// in a setuid program, if user, group or root directory have changed, if a
+// descriptor that the supervisor passed is closed, if /proc hides the parent process
+// (hidepid of proc(5)), or if the program has removed its supervisor's variables other
+// than by [UnsetEnvironment].
 func Ready(fields ...Field) error {
 	if err := tellLauncher(); err != nil {
 		return err
@@ -121,12 +120,11 @@ func Ready(fields ...Field) error {
 }
 
 // Reloading tells the supervisor that the program reloads its configuration
-// (RELOADING=1, and MONOTONIC_USEC for Type=notify-reload). [Ready] must follow,
-// even if the reload failed.
+// (RELOADING=1, and MONOTONIC_USEC for Type=notify-reload). Call [Ready] at the end,
+// even of a reload that failed.
 func Reloading(fields ...Field) error { return notify(&reloading, fields) }
 
-// Stopping tells the supervisor that the program begins to shut down
-// (STOPPING=1).
+// Stopping tells the supervisor that the program begins to shut down (STOPPING=1).
 func Stopping(fields ...Field) error { return notify(&stopping, fields) }
 
 // Fail tells the supervisor why the program is about to fail: STATUS is the
@@ -175,10 +173,10 @@ var (
 	notification = verb{patience: brief}
 )
 
-// Field is one assignment of a notification, as sd_notify(3) lists them. Of
-// several fields with one key the last counts. A field that cannot be sent makes
-// the call that it is given to return an error, which names the field, says what
-// is wrong with it and wraps [syscall.EINVAL].
+// Field is one assignment of a notification, as sd_notify(3) lists them. Of several
+// fields with one key the last counts. If a field is invalid, the call that it is
+// given to sends nothing, and returns an error that names the field, says what is
+// wrong with it and wraps [syscall.EINVAL].
 type Field struct {
 	key    string // none: the field cannot be sent; text says what it is, and why
 	text   string
@@ -215,7 +213,8 @@ func MainPID(pid int) Field {
 // the service fails (ERRNO). A number outside of 0 to 4095, which systemd would
 // ignore, is invalid.
 func Errno(errno int) Field {
-	return integer("ERRNO", plainText, int64(errno), 0 <= errno && errno <= maxErrno, "an error number is 0 to 4095")
+	ok := 0 <= errno && errno <= maxErrno
+	return integer("ERRNO", plainText, int64(errno), ok, "an error number is 0 to 4095")
 }
 
 const maxErrno = 4095 // MAX_ERRNO of Linux
@@ -263,7 +262,7 @@ func Set(key, value string) Field {
 		form = mainPID
 	}
 	switch {
-	case key == "" || '0' <= key[0] && key[0] <= '9' || strings.Trim(key, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "":
+	case key == "", '0' <= key[0] && key[0] <= '9', strings.Trim(key, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "":
 		rule = "a key is made of A to Z, 0 to 9 and _, and does not begin with a digit"
 	case strings.ContainsAny(value, "\n\r\x00"):
 		rule = "a value holds no newline, carriage return or NUL"
