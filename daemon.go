@@ -141,7 +141,7 @@ func Fail(err error) error {
 	return Notify(fields...)
 }
 
-// Notify sends just these fields, or nothing if there are none.
+// Notify sends the supervisor just these fields, or nothing if there are none.
 func Notify(fields ...Field) error {
 	if len(fields) == 0 {
 		return nil
@@ -197,10 +197,10 @@ const (
 	wholeLine              // text is the whole line, newline included, of what most calls say
 )
 
-// Status returns the field with the line that the supervisor shows people of the
-// service (STATUS); an empty text clears it. Control characters become spaces;
-// invalid UTF-8 and noncharacters, for which systemd would ignore it, become
-// U+FFFD. It is cut if the notification would exceed 4096 bytes.
+// Status returns the field with the line by which the supervisor describes the
+// service's state to people (STATUS); an empty text clears it. Control characters
+// become spaces; invalid UTF-8 and noncharacters, for which systemd would ignore it,
+// become U+FFFD. It is cut if the notification would exceed 4096 bytes.
 func Status(text string) Field { return Field{key: "STATUS", text: text, form: statusText} }
 
 // MainPID returns the field with the id of the process that the supervisor is to
@@ -209,9 +209,9 @@ func MainPID(pid int) Field {
 	return integer("MAINPID", mainPID, int64(pid), pid >= 1, "a process id is at least 1")
 }
 
-// Errno returns the field with the error number, see errno(3), because of which
-// the service fails (ERRNO). A number outside of 0 to 4095, which systemd would
-// ignore, is invalid.
+// Errno returns the field with the number of the error that makes the service fail
+// (ERRNO, see errno(3)). A number outside of 0 to 4095, which systemd would ignore, is
+// invalid.
 func Errno(errno int) Field {
 	ok := 0 <= errno && errno <= maxErrno
 	return integer("ERRNO", plainText, int64(errno), ok, "an error number is 0 to 4095")
@@ -219,10 +219,10 @@ func Errno(errno int) Field {
 
 const maxErrno = 4095 // MAX_ERRNO of Linux
 
-// BusError returns the field with the D-Bus error name because of which the
-// service fails (BUSERROR), such as org.freedesktop.DBus.Error.TimedOut. Its text
-// is made safe as that of [Status] is, but never cut. systemd 257 and later
-// ignores a name with quotes, backslashes or anything but ASCII.
+// BusError returns the field with the name of the D-Bus error that makes the service
+// fail (BUSERROR), such as org.freedesktop.DBus.Error.TimedOut. Its text is made safe
+// as that of [Status] is, but never cut. systemd 257 and later ignores a name with
+// quotes, backslashes or anything but ASCII.
 func BusError(name string) Field { return Field{key: "BUSERROR", text: name, form: safeText} }
 
 // ExtendTimeout returns the field that asks the supervisor to end its current time
