@@ -72,11 +72,8 @@ func takenByInitializer() bool {
 
 func takeFiles() (files []*os.File) {
 	for i, f := range promised() {
-		ours := passed.known // it was not there at start
-		if i < len(passed.atStart) {
-			ours = passed.atStart[i].id != f.id
-		}
-		if ours || f.closesOnExec() { // no such one is passed
+		isOurs := passed.known && (i >= len(passed.atStart) || passed.atStart[i].id != f.id)
+		if isOurs || f.closesOnExec() {
 			break
 		}
 		unix.CloseOnExec(f.fd)
