@@ -115,7 +115,8 @@ func detach(how int) error {
 	case startedSupervised(): // it is there, and cannot be told
 		return refuse("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
 	case startedAgain(): // the same answer before and after the launcher has gone
-		return refuse("another copy of this package has detached the program: call Ready of that one only; or an initializer has removed " + marker + " from the environment")
+		return refuse("another copy of this package has detached the program: call Ready of that one only;" +
+			" or an initializer has removed " + marker + " from the environment")
 	case staysInForeground():
 		return nil
 	case takenByInitializer(): // and would be by the daemon's initializer, which finds another LISTEN_PID

@@ -1,0 +1,130 @@
+package daemon
+
+import (
+	"os/signal"
+	"syscall"
+	"unsafe"
+
+	"github.com/seed-10280e03/daemon/internal/quiet"
+	"golang.org/x/sys/unix"
+)
+
+// What follows is what an execve leaves to the next program, and how a program that
+// was executed again keeps its name and its way to end.
+
+// keptSignals are those that a Go program leaves ignored if its caller ignored
+// them: the runtime takes all others back (see os/signal).
+var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
+
+// ignoredSignals returns those that the caller ignored. The first two, of which
+// os/signal knows, take no system call.
+func ignoredSignals() (ignored []unix.Signal) {
+	for i, s := range keptSignals {
+		if i < 2 && signal.Ignored(s) || i >= 2 && quiet.IsIgnored(s) {
+			ignored = append(ignored, s)
+		}
+	}
+	return ignored
+}
+
+// prepareExec removes what outlives this program and would kill the next:
+// interval timers, with the signals that are on their way. It has the signals
+// that the caller ignored ignored again. restore is for an exec that failed.
+func prepareExec() (restore func()) {
+	var timers [3]unix.Itimerval // ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF
+	actions := map[unix.Signal]quiet.Action{
+		// Discards what is pending; the next program's runtime takes the signal back.
+		unix.SIGALRM: quiet.IgnoreAction, unix.SIGVTALRM: quiet.IgnoreAction, unix.SIGPROF: quiet.IgnoreAction,
+		// A handler in another thread would end in the execve, and its signal be lost.
+		unix.SIGQUIT: quiet.DefaultAction, unix.SIGTERM: quiet.DefaultAction,
+	}
+	for _, signal := range keptSignals {
+		actions[signal] = quiet.DefaultAction
+	}
+	for _, signal := range atStart.ignored {
+		actions[signal] = quiet.IgnoreAction
+	}
+	swap := func() { // with what was there before
+		for signal, action := range actions {
+			actions[signal] = quiet.SetAction(signal, action)
+		}
+		for which, timer := range timers {
+			timers[which], _ = unix.Setitimer(unix.ItimerWhich(which), timer)
+		}
+	}
+	swap()
+	return swap
+}
+
+// muteStderr has the runtime of the launcher say nothing. It returns another
+// descriptor of 2, from which package quiet takes that back, or -1. restore is for an
+// exec that failed.
+func muteStderr() (moved int, restore func()) {
+	flags, err := unix.FcntlInt(2, unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC != 0 || !quiet.IsDumpable() {
+		return -1, func() {}
+	}
+	null, err := openNull()
+	if err != nil {
+		return -1, func() {}
+	}
+	defer unix.Close(null)
+	low, err := duplicateFrom(2, 3)
+	if err != nil {
+		return -1, func() {}
+	}
+	moved, _ = moveHigh(low)
+	_ = duplicateTo(null, 2)
+	_, _ = unix.FcntlInt(uintptr(moved), unix.F_SETFD, 0)
+	return moved, func() {
+		_ = duplicateTo(moved, 2)
+		unix.Close(moved)
+	}
+}
+
+// outliveLauncher takes back PR_SET_PDEATHSIG of prctl(2), by which the daemon would
+// end with the launcher. Not in other threads: syscall.AllThreadsSyscall would wait
+// for ever for one that a dead file system holds.
+func outliveLauncher() { _ = unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0) }
+
+// dieOf ends this process by a signal and without a core. It returns if it can't.
+func dieOf(signal unix.Signal) {
+	quiet.SetDumpable(0)
+	quiet.SetAction(signal, quiet.DefaultAction)
+	var unblocked unix.Sigset_t
+	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &unblocked, nil)
+	_ = raise(signal)
+}
+
+// setName gives all threads the program's name: what was executed as
+// /proc/self/exe is called exe. A thread that begins meanwhile may still be. The main
+// thread calls it, and is named even if /proc is read-only: ps(1) shows its name.
+func setName(name string) {
+	quiet.End() // a launcher that is not dumpable may not write what is in /proc/self
+	if text, err := unix.BytePtrFromString(name); err == nil {
+		_, _, _ = syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(text)), 0)
+	}
+	const tasks = "/proc/self/task"
+	directory, err := unix.Open(tasks, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(directory)
+	for named := 0; ; {
+		var entries [4096]byte
+		_, _ = unix.Seek(directory, 0, 0)
+		n, _ := unix.ReadDirent(directory, entries[:])
+		_, _, threads := unix.ParseDirent(entries[:max(n, 0)], -1, nil)
+		if len(threads) <= named {
+			return
+		}
+		for _, thread := range threads {
+			fd, err := unix.Open(tasks+"/"+thread+"/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+			if err == nil {
+				_ = write(fd, name)
+				unix.Close(fd)
+			}
+		}
+		named = len(threads)
+	}
+}
