@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What follows is how other Unixes do, as far as they can, what system_linux.go does.
+// What follows is how other Unixes do, as far as they can, what system_linux.go and
+// system_exec_linux.go do.
 
 func sendNow(fd int, datagram []byte) unix.Errno {
 	err := uninterrupted(func() error { return unix.Send(fd, datagram, unix.MSG_NOSIGNAL) })
