@@ -5,14 +5,12 @@ package daemontest
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -91,12 +89,9 @@ type Supervisor struct {
 	socket   *os.File
 	opened   time.Time
 	arrived  record[Notification]
-	mark     string           // a message of this process to itself
-	marks    record[struct{}] // of those that have arrived
-	asking   sync.Mutex       // held to send one and wait for it
-	read     chan struct{}    // closed when the reading goroutine has ended
-	nextRead int              // of arrived; guarded by its lock
-	service  *service         // whose socket it is; nil: nobody's
+	read     chan struct{} // closed when the reading goroutine has ended
+	nextRead int           // of arrived; guarded by its lock
+	service  *service      // whose socket it is; nil: nobody's
 }
 
 // Systemd opens a notify socket and sets NOTIFY_SOCKET to it for the length
@@ -130,7 +125,7 @@ func Systemd(t TB) *Supervisor {
 
 // newSupervisor opens a notify socket for the length of the test.
 func newSupervisor(t TB, of *service) (*Supervisor, error) {
-	s := &Supervisor{t: t, opened: time.Now(), mark: "\x00" + rand.Text(), read: make(chan struct{}), service: of}
+	s := &Supervisor{t: t, opened: time.Now(), read: make(chan struct{}), service: of}
 	if err := s.listen(); err != nil {
 		return nil, err
 	}
@@ -187,24 +182,33 @@ func (s *Supervisor) All() []Notification {
 	return s.arrived.all()
 }
 
-// catchUp waits until what has been sent is in the record.
+// catchUp waits until what has been sent is in the record, by a barrier. It waits in
+// the kernel alone: in a bubble of testing/synctest no time passes meanwhile.
 func (s *Supervisor) catchUp() {
-	s.asking.Lock()
-	defer s.asking.Unlock()
-	before, end := len(s.marks.all()), time.Now().Add(time.Second)
-	for {
-		err := say(s.address, s.mark)
-		if err == nil {
-			break
-		}
-		if err != unix.EAGAIN || time.Now().After(end) {
-			return // the test has ended, or others keep the socket full
-		}
-		time.Sleep(time.Millisecond)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), Timeout)
-	defer cancel()
-	s.marks.wait(ctx, func(all []struct{}) bool { return len(all) > before })
+	defer unix.Close(fd)
+	var barrier [2]int
+	if unix.Pipe2(barrier[:], unix.O_CLOEXEC) != nil {
+		return
+	}
+	defer unix.Close(barrier[0])
+	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 1})
+	to := &unix.SockaddrUnix{Name: s.address}
+	err = unix.EINTR
+	for err == unix.EINTR {
+		err = unix.Sendmsg(fd, []byte("BARRIER=1"), unix.UnixRights(barrier[1]), to, unix.MSG_NOSIGNAL)
+	}
+	unix.Close(barrier[1])
+	if err != nil {
+		return // the test has ended, or others keep the socket full
+	}
+	err = unix.EINTR
+	for err == unix.EINTR {
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(barrier[0])}}, int(Timeout.Milliseconds()))
+	}
 }
 
 func (s *Supervisor) find(ctx context.Context, what string, match func(Notification) bool) Notification {
@@ -346,7 +350,6 @@ func bind(path string) (*os.File, error) {
 func (s *Supervisor) receive() {
 	defer close(s.read)
 	defer s.arrived.end(errEnded)
-	defer s.marks.end(errEnded)
 	conn, err := s.socket.SyscallConn()
 	if err != nil {
 		return
@@ -360,10 +363,6 @@ func (s *Supervisor) receive() {
 		n, err := in.next()
 		if err != nil {
 			return
-		}
-		if n.PID == os.Getpid() && string(n.Raw) == s.mark {
-			s.marks.add(struct{}{})
-			continue
 		}
 		if slices.Contains(n.Assignments, "BARRIER=1") {
 			closeAll(n.Files) // all before it is in the record: that is the answer

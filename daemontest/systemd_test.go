@@ -394,3 +394,20 @@ func TestAllHasWhatWasSentBefore(t *testing.T) {
 		}
 	}
 }
+
+// A bubble's channels are no other goroutine's to close, and its time must not pass.
+func TestAllCanBeAskedInABubble(t *testing.T) {
+	s := Systemd(t)
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		for i := range 100 {
+			mustSend(t, s.Addr(), "WATCHDOG=1")
+			if n := len(s.All()); n != i+1 {
+				t.Fatalf("%d of %d", n, i+1)
+			}
+		}
+		if passed := time.Since(begin); passed != 0 {
+			t.Errorf("meanwhile %v have passed", passed)
+		}
+	})
+}
