@@ -205,7 +205,7 @@ func replace(how int) error {
 		return failed(operation+"find", path, err)
 	}
 	defer prepareExec()()
-	name := cmp.Or(nameOfProcess("self"), filepath.Base(atStart.args[0]))
+	name := cmp.Or(nameOfProcess("self"), filepath.Base(atStart.path)) // as the kernel names it
 	replaced := replacedStandard()
 	fd, unmute := muteStderr()
 	defer unmute()

@@ -531,22 +531,31 @@ func TestAllThreadsKeepTheProgramsName(t *testing.T) {
 	}
 }
 
-// As in some containers, or by a profile of AppArmor.
+// As in some containers, or by a profile of AppArmor; and as in a chroot.
 func TestProgramKeepsItsNameWhereProcCannotBeWritten(t *testing.T) {
 	t.Parallel()
-	l := testdaemon.NewLine(t)
-	cmd := l.Command()
-	cmd.Path = copyOf(t, cmd.Path)
-	c := l.Pipe(testdaemon.InNamespaces(t, testdaemon.UnderShell(cmd, `mount -o remount,bind,ro /proc || exit 9; exec "$@"`), "--mount"))
-	first := l.Process()
-	second := first.Detaches("ready")
-	for _, p := range []*testdaemon.Puppet{second, first} {
-		comm := fmt.Sprintf("/proc/%d/comm", p.PID)
-		want := filepath.Base(cmd.Path)[:15] + "\n"
-		testdaemon.WaitUntil(t, "the name "+want, func() bool { name, _ := os.ReadFile(comm); return string(name) == want })
+	for name, mount := range map[string]string{
+		"read-only": `mount -o remount,bind,ro /proc`,
+		"absent":    `mount -t tmpfs none /proc`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := testdaemon.NewLine(t)
+			cmd := l.Command()
+			cmd.Path = copyOf(t, cmd.Path)
+			script := mount + ` || exit 9; exec bash -c 'exec -a other "$@"' bash "$@"`
+			c := l.Pipe(testdaemon.InNamespaces(t, testdaemon.UnderShell(cmd, script), "--mount"))
+			first := l.Process()
+			second := first.Detaches("ready")
+			for _, p := range []*testdaemon.Puppet{second, first} {
+				comm := fmt.Sprintf("/proc/%d/comm", p.PID)
+				want := filepath.Base(cmd.Path)[:15] + "\n"
+				testdaemon.WaitUntil(t, "the name "+want, func() bool { name, _ := os.ReadFile(comm); return string(name) == want })
+			}
+			second.Do("ready")
+			c.Exit()
+		})
 	}
-	second.Do("ready")
-	c.Exit()
 }
 
 // mustBeNamed checks what ps shows.
