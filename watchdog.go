@@ -66,7 +66,7 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 	recovery := beat // in one message, so that neither part gets through alone
 	recovery.status = &notifier.lastStatus
 
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(timeout) // Reset says when it is to end
 	defer timer.Stop()
 	complained := false // the supervisor may be showing it
 	for ctx.Err() == nil {

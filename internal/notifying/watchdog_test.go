@@ -66,6 +66,24 @@ func TestRunWatchdogBeatsTwiceInATimeout(t *testing.T) {
 	}
 }
 
+// Neither if healthy takes most of the time, and a timer's channel holds what came
+// before a Reset, as it did until Go 1.22.
+func TestRunWatchdogBeatsNoSoonerWhereHealthyTakesItsTime(t *testing.T) {
+	t.Setenv("GODEBUG", "asynctimerchan=1")
+	const timeout, beats = 200 * time.Millisecond, 6
+	begin := time.Now()
+	systemd, stop := watched(t, timeout, func() error { time.Sleep(timeout * 3 / 8); return nil })
+	for range beats {
+		systemd.Wait(t.Context(), "WATCHDOG=1")
+	}
+	if passed := time.Since(begin); passed < (beats-1)*timeout/2 {
+		t.Errorf("%d beats in %v", beats, passed)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
 // inquiry has the test answer when ask is called.
 type inquiry chan chan error
 
