@@ -247,8 +247,8 @@ func integer(key string, form form, value int64, ok bool, rule string) Field {
 // MAINPIDFD, which need a descriptor: see [Barrier] and [StoreFiles]. The value
 // holds no newline, carriage return or NUL. Any other key or value is invalid.
 //
-// A notification says at most one of READY, RELOADING and STOPPING: of several, systemd
-// 252 hears the last and 253 and later one that they prefer.
+// Say only one of READY, RELOADING and STOPPING in a notification: of several, systemd up
+// to 252 hears the last, and later versions the one that they prefer.
 func Set(key, value string) Field {
 	rule, form := "", plainText
 	switch key {
