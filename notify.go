@@ -85,7 +85,7 @@ func send(address string, v *verb, fields []Field) error {
 }
 
 var mainPIDLine = sync.OnceValue(func() Field {
-	return Field{number: int64(pid()), text: "MAINPID=" + strconv.Itoa(pid()) + "\n", form: wholeLine}
+	return Field{key: "MAINPID", number: int64(pid()), text: "MAINPID=" + strconv.Itoa(pid()) + "\n", form: wholeLine}
 })
 
 // patience returns how long to wait for room. After READY=1 OpenRC removes its
