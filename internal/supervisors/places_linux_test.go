@@ -56,12 +56,15 @@ func TestSessionOfPID1Stays(t *testing.T) {
 }
 
 // The same in the session that dumb-init makes for its script; what enters the
-// container (docker exec) has another.
+// container (docker exec) has another, and so has what another process has left to
+// dumb-init (a crond that went into the background).
 func TestSessionOfDumbInitStays(t *testing.T) {
+	const orphaned = `while read -r _ _ _ parent _ </proc/\$\$/stat; [ \$parent != 1 ]; do sleep 0.01; done; `
 	for script, stays := range map[string]bool{
 		"PUPPET; exit $?":                      true,
 		"PUPPET 2>&1 | cat; exit":              true,
 		"setsid sh -c 'PUPPET; exit $?'; exit": false,
+		`sh -c 'setsid sh -c "` + orphaned + `PUPPET; exit" &'; sleep infinity`: false,
 	} {
 		t.Run(script, func(t *testing.T) {
 			t.Parallel()
