@@ -43,7 +43,7 @@ var detached struct {
 	sync.Mutex
 	pipe    checkedFD
 	null    checkedFD    // /dev/null, which main may lose by a chroot
-	callers [3]checkedFD // other descriptors of 0, 1 and 2, if they are regular files
+	callers [3]checkedFD // other descriptors of 1 and 2, if they are regular files
 	told    bool         // that this process is ready
 }
 
@@ -61,7 +61,7 @@ func begin(m daemonMark) {
 	}
 	null, _ := openNull() // if not now, then by Ready
 	d.null = checked(null)
-	for fd := range d.callers {
+	for _, fd := range []int{1, 2} { // not 0: what is read is no log, and main may have locked it (F_SETLK of fcntl(2))
 		d.callers[fd] = duplicateFile(fd)
 	}
 	setName(m.name)

@@ -132,6 +132,28 @@ func TestLogThatTheCallerWritesToAsWellStays(t *testing.T) {
 	}
 }
 
+// A lock of fcntl(2) ends when any descriptor of its file is closed.
+func TestLockOnWhatTheCallerHasOpenStays(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "file")
+	l := testdaemon.NewLine(t)
+	c := l.Pipe(testdaemon.UnderShell(l.Command(), `: >'`+file+`'; exec "$@" <'`+file+`'`))
+	p := l.Process().Detaches("detach")
+	p.Do("log 0 " + os.DevNull)
+	p.Do("lock " + file)
+	p.Do("ready")
+	other, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(other.Fd(), unix.F_GETLK, &lock); err != nil || int(lock.Pid) != p.PID {
+		t.Errorf("%v, %v: want a lock of process %d", lock, err, p.PID)
+	}
+	c.Exit()
+}
+
 // As activation of go-systemd takes them, by Listeners and by Files.
 func TestPassedSocketThatAnotherPackageHasTakenIsNotLost(t *testing.T) {
 	t.Parallel()

@@ -31,6 +31,13 @@ func init() {
 		}
 		return errors.Join(err, unix.Close(fd))
 	}
+	orders["lock"] = func(path string) error {
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		return unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+	}
 	orders["limit-stack"] = func(size string) error {
 		var limit unix.Rlimit
 		if err := unix.Getrlimit(unix.RLIMIT_STACK, &limit); err != nil {
