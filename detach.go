@@ -258,8 +258,8 @@ func program() (path string, err error) {
 func replacedStandard() (bits int) {
 	for fd, then := range atStart.standard {
 		now, callers := identify(fd), detached.callers[fd]
-		openedAgain := callers.valid() && !isSameFile(fd, callers.fd) // the shell's log
-		if now != (identity{}) && (now != then || openedAgain || detached.replaced&(1<<fd) != 0) {
+		isNew := now != then || callers.valid() && !isSameFile(fd, callers.fd) // but both may be one log
+		if now != (identity{}) && (isNew || detached.replaced&(1<<fd) != 0) {
 			bits |= 1 << fd
 		}
 	}

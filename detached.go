@@ -43,7 +43,7 @@ var detached struct {
 	sync.Mutex
 	pipe    checkedFD
 	null    checkedFD    // /dev/null, which main may lose by a chroot
-	callers [3]checkedFD // other descriptors of 1 and 2, if they are regular files
+	callers [3]checkedFD // other descriptors of 1 and 2, if they are regular files: see replacedStandard
 	told    bool         // that this process is ready
 }
 
@@ -61,9 +61,7 @@ func begin(m daemonMark) {
 	}
 	null, _ := openNull() // if not now, then by Ready
 	d.null = checked(null)
-	for _, fd := range []int{1, 2} { // not 0: what is read is no log, and main may have locked it (F_SETLK of fcntl(2))
-		d.callers[fd] = duplicateFile(fd)
-	}
+	d.callers = [3]checkedFD{1: duplicateFile(1), 2: duplicateFile(2)}
 	setName(m.name)
 	own := strconv.Itoa(m.launcher)
 	if os.Getenv("LISTEN_PID") == own {
@@ -76,8 +74,9 @@ func begin(m daemonMark) {
 	}
 }
 
-// duplicateFile duplicates a descriptor that stands for a regular file, for main may
-// open that file once more, as its own log.
+// duplicateFile duplicates a descriptor that stands for a regular file: main may open
+// that file once more, as its own log. Not 0: what is read is no log, and a lock that main
+// has on it (F_SETLK of fcntl(2)) would end when the duplicate is closed.
 func duplicateFile(fd int) checkedFD {
 	if !isKind(fd, unix.S_IFREG) {
 		return checkedFD{}
@@ -159,6 +158,7 @@ func leaveTerminal() error {
 			unix.Close(c.fd)
 		}
 	}
+	detached.callers = [3]checkedFD{}
 	return nil
 }
 

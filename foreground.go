@@ -67,8 +67,9 @@ func inSessionOfPID1() bool {
 	if err != nil || err1 != nil {
 		return false
 	}
-	if own != first { // dumb-init gives its one child a session; its other children are orphans, and come later
-		return nameOfProcess("1") == "dumb-init" && strings.HasPrefix(readProcess("1", "task/1/children"), strconv.Itoa(own)+" ")
+	if own != first { // dumb-init gives its one child a session; orphans come behind it
+		return nameOfProcess("1") == "dumb-init" &&
+			strings.HasPrefix(readProcess("1", "task/1/children"), strconv.Itoa(own)+" ")
 	}
 	self, _ := os.Readlink("/proc/self") // another number if /proc is another PID namespace's
 	return self != strconv.Itoa(pid()) || nameOfProcess("1") != "systemd"
