@@ -26,7 +26,7 @@ const (
 // daemon says, or as the daemon ends.
 func launch(m launcherMark) {
 	r, w, err := openPipe()
-	exitOn("open", "pipe", err)
+	exitOn("open pipe to", err)
 	signals := make(chan os.Signal, 16)
 	catchAnyway(signals, unix.SIGCHLD) // if an initializer ignores it, the daemon's exit status is lost
 	catch(signals, unix.SIGTERM, unix.SIGHUP)
@@ -54,7 +54,7 @@ func launch(m launcherMark) {
 		case wordGroup:
 			_ = unix.Setpgid(0, 0)
 		case wordEnded:
-			exitOn("wait for", "process "+strconv.Itoa(child), <-ended)
+			exitOn("wait for", <-ended)
 			endLike(m.how, status)
 		}
 	}
@@ -80,14 +80,14 @@ func catchAnyway(c chan<- os.Signal, s os.Signal) {
 // pipe, whose number is above the caller's own.
 func startDaemon(m launcherMark, w int) (child int) {
 	path, err := program()
-	exitOn("find", path, err)
+	exitOn("find", err)
 	_, _ = unix.FcntlInt(uintptr(w), unix.F_SETFD, 0)
 	mark := daemonMark{launcher: pid(), fd: w, replaced: m.replaced, name: m.name}
 	child, err = syscall.ForkExec(path, atStart.args, &syscall.ProcAttr{
 		Env:   append(atStart.env, mark.String()),
 		Files: []uintptr{0, 1, 2},
 	})
-	exitOn("start", atStart.args[0], err)
+	exitOn("start", err)
 	return child
 }
 
@@ -107,7 +107,7 @@ func hear(pipe int) string {
 		_, err := unix.Read(pipe, word)
 		return err
 	})
-	exitOn("read", "pipe", err)
+	exitOn("read pipe from", err)
 	return string(word)
 }
 
@@ -119,15 +119,16 @@ func endLike(how int, status unix.WaitStatus) {
 	}
 	code := status.ExitStatus()
 	if code == 0 && how == implicit { // after Detach it may have been a --version
-		exitOn("detach", atStart.args[0], errors.New("exited with status 0 before it was ready"))
+		exitOn("detach", errors.New("exited with status 0 before it was ready"))
 	}
 	os.Exit(code)
 }
 
-// exitOn is for a failure of the launcher itself.
-func exitOn(operation, object string, err error) {
+// exitOn ends the launcher if it fails itself. The line names the program, for it may
+// be one of many on a console.
+func exitOn(operation string, err error) {
 	if err != nil {
-		os.Stderr.WriteString(failed(operation, object, err).Error() + "\n")
+		os.Stderr.WriteString(failed(operation, atStart.args[0], err).Error() + "\n")
 		os.Exit(1)
 	}
 }

@@ -476,7 +476,7 @@ func TestProgramThatCannotBeExecutedGoesOnUndamaged(t *testing.T) {
 	}
 }
 
-func TestLauncherThatFailsNamesTheOperation(t *testing.T) {
+func TestLauncherThatFailsNamesTheOperationAndTheProgram(t *testing.T) {
 	t.Parallel()
 	mustFail := func(l *testdaemon.Line, c testdaemon.Caller, words string) {
 		t.Helper()
@@ -491,14 +491,14 @@ func TestLauncherThatFailsNamesTheOperation(t *testing.T) {
 	first := l.Process()
 	first.Do("limit-files 4 4")
 	first.Leaves("ready")
-	mustFail(l, c, `^daemon: open pipe: .*too many open files\n$`)
+	mustFail(l, c, `^daemon: open pipe to .*programs: too many open files\n$`)
 
 	l = testdaemon.NewLine(t)
 	c = l.Pipe(l.Command())
 	first = l.Process()
 	first.Do("limit-files 8 8")
 	first.Leaves("ready")
-	mustFail(l, c, `^daemon: (duplicate pipe|start .*programs): too many open files\n$`)
+	mustFail(l, c, `^daemon: (open pipe to|start) .*programs: too many open files\n$`)
 }
 
 // The word of a daemon that ends at once is not lost.
