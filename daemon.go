@@ -75,7 +75,7 @@
 //
 // All functions may be called from any goroutine at any time. After the first call,
 // a notification allocates heap memory only to wait for room, and opens no
-// descriptor; but [Barrier], [StoreFiles] and [Fail] may do both.
+// descriptor; but [StoreFiles] and [Fail] allocate, and [Barrier] also opens a pipe.
 //
 // The environment variable _DAEMON_DETACH is this package's own.
 package daemon
