@@ -197,7 +197,7 @@ func replace(how int) error {
 	defer takeBack()
 	goBack, err := returnToStart()
 	if err != nil {
-		return failed(operation+"return to", atStart.directory, err)
+		return failed(operation+"return to", cmp.Or(atStart.directory, "the directory at start-up"), err)
 	}
 	defer goBack()
 	path, err := program()

@@ -357,6 +357,20 @@ func TestStartDirectoryThatIsGone(t *testing.T) {
 	}
 }
 
+// A directory that had been removed before the start has no name to return to.
+func TestStartDirectoryThatHasNoName(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "start")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l := testdaemon.NewLine(t)
+	l.Pipe(testdaemon.UnderShell(l.Command(), `cd '`+dir+`' && rmdir '`+dir+`' && exec "$@"`))
+	first := l.Process()
+	first.Do("chdir /")
+	first.Refuses("ready", "return to the directory at start-up: no such file")
+}
+
 // inode is the identity of a file.
 func inode(t *testing.T, path string) [2]uint64 {
 	t.Helper()
