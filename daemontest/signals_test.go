@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,6 +56,9 @@ func init() {
 			must(err)
 			fmt.Printf("%s", text[:n])
 		}
+		for _, do := range slices.Backward(t.cleanups) {
+			do()
+		}
 		syscall.Exit(0)
 	}
 }
@@ -68,9 +72,15 @@ func TestSignalsAreThoseOfALogin(t *testing.T) {
 	if strings.HasPrefix(runtime.GOARCH, "mips") {
 		t.Skip("the test knows another struct sigaction")
 	}
-	out, err := program(t, "deaf", "start all").CombinedOutput()
+	dir := t.TempDir()
+	cmd := program(t, "deaf", "start all")
+	cmd.Env = append(cmd.Env, "TMPDIR="+dir)
+	out, err := cmd.CombinedOutput()
 	const none = "SigBlk:0000000000000000SigIgn:0000000000000000\n"
 	if want := strings.Repeat(none, 4); string(out) != want || err != nil {
 		t.Errorf("%v:\n%swant\n%s", err, out, want)
+	}
+	if left, _ := os.ReadDir(dir); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
 	}
 }
