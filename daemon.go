@@ -194,7 +194,7 @@ const (
 	statusText             // as safeText, and cut if the notification is too long
 	mainPID                // as plainText
 	clock                  // the value is the time at which the notification is encoded
-	wholeLine              // text is the whole line, newline included, of what most calls say
+	wholeLine              // text is the line as it is sent, encoded before: READY=1 and MAINPID
 )
 
 // Status returns the field with the line by which the supervisor describes the

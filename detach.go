@@ -119,8 +119,9 @@ func detach(how int) error {
 			" or an initializer has removed " + marker + " from the environment")
 	case staysInForeground():
 		return nil
-	case takenByInitializer(): // and would be by the daemon's initializer, which finds another LISTEN_PID
-		return refuse("an initializer has taken what the supervisor passed (LISTEN_FDS): take it in main, or call daemon.Foreground")
+	case takenByInitializer(): // that of the daemon would find LISTEN_PID to name the launcher
+		return refuse("an initializer has taken what the supervisor passed (LISTEN_FDS), or nobody has passed it:" +
+			" take it in main, or call daemon.Foreground")
 	case pid() == 1: // and Background
 		return refuse("PID 1 cannot leave, for everything would end with it: do not call daemon.Background")
 	case secure():
@@ -266,12 +267,13 @@ func replacedStandard() (bits int) {
 	return bits
 }
 
-// fileLimit holds, after an execve that failed, how many descriptors the program may
-// have, and its caller's limit.
+// fileLimit holds, after an execve that failed, the program's RLIMIT_NOFILE and its
+// caller's: Go raises the limit at its start. syscall.Exec lowers it again, and forgets
+// the caller's even if it fails.
 var fileLimit struct{ own, callers unix.Rlimit }
 
-// execute is syscall.Exec, which sets the caller's RLIMIT_NOFILE again and forgets
-// it, even if it fails.
+// execute is syscall.Exec, but leaves RLIMIT_NOFILE as it was if it fails, and lowers it
+// the next time as well, unless main has changed it since.
 func execute(path string, m launcherMark) error {
 	var own unix.Rlimit
 	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &own)

@@ -49,7 +49,7 @@ func isHeld() bool {
 		return true
 	}
 	bySupervisor := startedBySupervisor()
-	switch unix.Getppid() { // asked after that: start-stop-daemon may have gone meanwhile
+	switch unix.Getppid() { // which startedBySupervisor may have waited for
 	case 0: // it is outside the PID namespace
 		return true
 	case 1: // which inherits orphans, whatever its name

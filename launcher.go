@@ -18,7 +18,7 @@ import (
 // the daemon has ended. One reader of one pipe sees which came first.
 const (
 	wordReady = "r"
-	wordGroup = "g" // the daemon needs a process group that it can join
+	wordGroup = "g" // the daemon needs a process group that it can join: see newSession
 	wordEnded = "e"
 )
 
@@ -60,7 +60,8 @@ func launch(m launcherMark) {
 	}
 }
 
-// catch has signals delivered to c, except those that the caller ignored.
+// catch has signals delivered to c, but not SIGHUP or SIGINT if the caller ignored it:
+// of others the Go runtime does not tell.
 func catch(c chan<- os.Signal, signals ...os.Signal) {
 	for _, s := range signals {
 		if !signal.Ignored(s) {

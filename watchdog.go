@@ -76,7 +76,7 @@ func RunWatchdog(ctx context.Context, healthy func() error) error {
 		case err != nil:
 			_ = notify(&complaint, []Field{Status(err.Error())})
 			complained = true
-			next = timeout / 8 // the second half would end when the supervisor's patience does
+			next = timeout / 8 // after another half the timeout would be over
 		case complained:
 			complained = notify(&recovery, nil) != nil
 		default:

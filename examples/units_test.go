@@ -137,7 +137,9 @@ func TestScripts(t *testing.T) {
 			t.Errorf("%s: %v\n%s", file, err, out)
 		}
 	}
-	if fields := fmt.Sprint(strings.Fields(read(t, "httpd/httpd.conf"))); !strings.Contains(fields, " expect stop ") {
-		t.Error("httpd.conf does not say: expect stop")
+	for _, file := range []string{"httpd/httpd.conf", "worker/worker.conf"} {
+		if fields := fmt.Sprint(strings.Fields(read(t, file))); !strings.Contains(fields, " expect stop respawn ") {
+			t.Errorf("%s does not say: expect stop, respawn", file)
+		}
 	}
 }

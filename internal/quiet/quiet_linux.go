@@ -37,7 +37,7 @@ func init() {
 		_ = syscall.Dup3(stderr, 2, 0)
 		_ = syscall.Close(stderr)
 	}
-	wasDumpable = wasDumpable || stderr > 2 // another copy of this package has been here first
+	wasDumpable = wasDumpable || stderr > 2 // or else another copy of this package has cleared it
 }
 
 // parseMarker returns another descriptor of the caller's 2. ok is false if package
