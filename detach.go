@@ -149,6 +149,7 @@ func sameRights() bool {
 // program that imports this package, and so must not be started again or stopped:
 // a test binary, or a program that has loaded a Go library.
 func checkProgram(cure string) error {
+	// An initializer's stack does not tell, but the name that go test -c gives, or a flag.
 	isTestFlag := func(arg string) bool { return strings.HasPrefix(arg, "-test.") }
 	stack, isCaller := mainStack()
 	begun := strings.Contains(stack, "\nmain.main()\n")
@@ -157,8 +158,8 @@ func checkProgram(cure string) error {
 	switch {
 	case !begun && !(isCaller && onMainThread()): // nor in a program's initializer
 		return errors.New("a library does not detach or stop the program that has loaded it: " + cure)
-	case isTest, !begun && slices.ContainsFunc(atStart.args, isTestFlag):
-		return errors.New("a test binary does not detach or stop: use package daemontest, or set NOTIFY_SOCKET, or " + cure)
+	case isTest, !begun && (strings.HasSuffix(atStart.path, ".test") || slices.ContainsFunc(atStart.args, isTestFlag)):
+		return errors.New("a test binary does not detach or stop: use package daemontest, or " + cure)
 	case executed != "" && loaded != "" && executed != loaded:
 		return errors.New("the program that runs is " + executed + ", and this is " + loaded + ": start it by itself, or " + cure)
 	}

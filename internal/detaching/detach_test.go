@@ -235,10 +235,17 @@ func TestReadyAndDetachAreErrorsInATestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"-test.v"}, nil} { // by go test, and by hand
+	for _, how := range []struct {
+		caller string
+		args   []string
+	}{
+		{"TestMain", []string{"-test.v"}}, {"TestMain", nil}, // by go test, and by hand
+		{"initializer", []string{"-test.v"}}, {"initializer", nil},
+	} {
+		args := append([]string{how.caller}, how.args...)
 		l := testdaemon.NewLine(t)
-		cmd := exec.Command(exe, args...)
-		cmd.Env = append(testdaemon.BareEnvironment(), tellVariable+"=yes")
+		cmd := exec.Command(exe, how.args...)
+		cmd.Env = append(testdaemon.BareEnvironment(), tellVariable+"="+how.caller)
 		c := l.Pipe(l.Called(cmd))
 		if got := c.Exit(); got != "exit 7" {
 			t.Errorf("%q: the test binary has ended by %s", args, got)
@@ -256,6 +263,12 @@ func TestReadyAndDetachAreErrorsInATestRun(t *testing.T) {
 }
 
 const tellVariable = "DAEMON_TEST_TELL"
+
+func init() {
+	if os.Getenv(tellVariable) == "initializer" {
+		tellOfTestBinary()
+	}
+}
 
 func tellOfTestBinary() {
 	fmt.Println(daemon.Ready())
