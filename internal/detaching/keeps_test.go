@@ -88,6 +88,30 @@ func TestLogThatMainHasPutOnStandardFilesStays(t *testing.T) {
 	}
 }
 
+// As dup2(1, 2) does, the `2>&1` of a main. What reads that pipe would wait for ever.
+func TestPipeOfTheCallerUnderAnotherNumberIsStillTheCallers(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"ready", "detach"} {
+		l := testdaemon.NewLine(t)
+		c := l.Pipe(testdaemon.UnderShell(l.Command(), `exec "$@" 2>/dev/null`))
+		p := l.Process()
+		p.Do("log 2 /proc/self/fd/1")
+		p = p.Detaches(verb)
+		p.Do("log 2 /proc/self/fd/1")
+		p.Do("ready")
+		if got := c.Exit(); got != "exit 0" {
+			t.Errorf("%s: the caller sees %s and %s", verb, got, c.Printed())
+		}
+		for fd, file := range p.Standard() {
+			if file != "/dev/null" {
+				t.Errorf("%s: descriptor %d of the daemon is %s", verb, fd, file)
+			}
+		}
+		p.Leaves("exit 0")
+		l.MustBeOver()
+	}
+}
+
 // A shell's redirection to it ends at Ready, as any other does; main's own does not.
 func TestLogThatTheCallerWritesToAsWellStays(t *testing.T) {
 	t.Parallel()
