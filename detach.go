@@ -255,30 +255,6 @@ func program() (path string, err error) {
 	return atStart.path, err
 }
 
-// replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced, by a
-// log file perhaps. The launcher and the daemon find them replaced when they start.
-func replacedStandard() (bits int) {
-	for fd := range atStart.standard {
-		if now := identify(fd); now != (identity{}) && !isCallers(fd, now) {
-			bits |= 1 << fd
-		}
-	}
-	return bits
-}
-
-// isCallers reports whether a standard descriptor stands for what the caller gave as
-// one of the three: main may have made 2 another name of 1, which is the caller's pipe.
-func isCallers(fd int, now identity) bool {
-	for i, then := range atStart.standard {
-		callers := detached.callers[i]
-		openedAgain := callers.valid() && !isSameFile(fd, callers.fd) // the shell's log, as main's own
-		if now == then && !openedAgain && detached.replaced&(1<<i) == 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // fileLimit holds, after an execve that failed, the program's RLIMIT_NOFILE and its
 // caller's: Go raises the limit at its start. syscall.Exec lowers it again, and forgets
 // the caller's even if it fails.

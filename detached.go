@@ -162,6 +162,32 @@ func leaveTerminal() error {
 	return nil
 }
 
+// replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced, by a
+// log file perhaps. The launcher and the daemon find them replaced when they start.
+func replacedStandard() (bits int) {
+	for fd := range atStart.standard {
+		if now := identify(fd); now != (identity{}) && !isCallers(fd, now) {
+			bits |= 1 << fd
+		}
+	}
+	return bits
+}
+
+// isCallers reports whether a standard descriptor stands for what the caller gave as
+// one of the three: main may have made 2 another name of 1, which is the caller's pipe.
+func isCallers(fd int, now identity) bool {
+	for i, then := range atStart.standard {
+		if now != then || detached.replaced&(1<<i) != 0 {
+			continue
+		}
+		callers := detached.callers[i]
+		if !callers.valid() || isSameFile(fd, callers.fd) { // or else main itself has opened the shell's log
+			return true
+		}
+	}
+	return false
+}
+
 // newSession makes this process the leader of a session, unless it is one: main
 // has called setsid(2), or a Ready that failed after that.
 func newSession() error {
