@@ -43,7 +43,7 @@ var detached struct {
 	sync.Mutex
 	pipe    checkedFD
 	null    checkedFD    // /dev/null, which main may lose by a chroot
-	callers [3]checkedFD // other descriptors of 1 and 2, if they are regular files: see replacedStandard
+	callers [3]checkedFD // other descriptors of 1 and 2, if they are regular files: see isCallers
 	told    bool         // that this process is ready
 }
 
