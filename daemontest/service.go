@@ -342,10 +342,9 @@ func (s *service) hasExited(r report) {
 		s.mu.Unlock()
 		// While it restarts nobody reads the socket, which others may keep full: the
 		// report of the start would wait behind this one for ever.
-		if restarting || say(s.systemd.address, s.token+strconv.Itoa(number)) != unix.EAGAIN {
+		if restarting || say(s.systemd.address, s.token+strconv.Itoa(number), time.Millisecond) != unix.EAGAIN {
 			return
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -366,16 +365,21 @@ func (s *service) hasStarted(pid int, at int64) {
 	}
 }
 
-// say sends a datagram. The error is EAGAIN if there is no room for it.
-func say(address, text string) error {
+// say sends a datagram, and files with it. The error is EAGAIN if there has been no room
+// for it in all that time. It waits in the kernel alone.
+func say(address, text string, patience time.Duration, files ...int) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
+	limit := unix.NsecToTimeval(patience.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
+		return err
+	}
 	err = unix.EINTR
 	for err == unix.EINTR {
-		err = unix.Sendto(fd, []byte(text), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: address})
+		err = unix.Sendmsg(fd, []byte(text), unix.UnixRights(files...), &unix.SockaddrUnix{Name: address}, unix.MSG_NOSIGNAL)
 	}
 	return err
 }

@@ -185,22 +185,12 @@ func (s *Supervisor) All() []Notification {
 // catchUp waits until what has been sent is in the record, by a barrier. It waits in
 // the kernel alone: in a bubble of testing/synctest no time passes meanwhile.
 func (s *Supervisor) catchUp() {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(fd)
 	var barrier [2]int
 	if unix.Pipe2(barrier[:], unix.O_CLOEXEC) != nil {
 		return
 	}
 	defer unix.Close(barrier[0])
-	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 1})
-	to := &unix.SockaddrUnix{Name: s.address}
-	err = unix.EINTR
-	for err == unix.EINTR {
-		err = unix.Sendmsg(fd, []byte("BARRIER=1"), unix.UnixRights(barrier[1]), to, unix.MSG_NOSIGNAL)
-	}
+	err := say(s.address, "BARRIER=1", time.Second, barrier[1])
 	unix.Close(barrier[1])
 	if err != nil {
 		return // the test has ended, or others keep the socket full

@@ -549,7 +549,7 @@ func TestAllThreadsKeepTheProgramsName(t *testing.T) {
 			}
 			second := first.Detaches("ready")
 			mustBeNamed(t, second, cmd.Args[0], test.want)
-			testdaemon.WaitUntil(t, "the launcher's name", func() bool { return !strings.Contains(namesOf(first), "exe\n") })
+			waitForName(t, first)
 			mustBeNamed(t, first, cmd.Args[0], test.want)
 			second.Do("ready")
 			mustBeNamed(t, second, cmd.Args[0], test.want)
@@ -595,6 +595,12 @@ func mustBeNamed(t *testing.T, p *testdaemon.Puppet, argv0, name string) {
 	if got := namesOf(p); got == "" || strings.ReplaceAll(got, name+"\n", "") != "" {
 		t.Errorf("process %d: its threads are %q, want %q", p.PID, got, name)
 	}
+}
+
+// waitForName waits until the launcher has the program's name.
+func waitForName(t *testing.T, launcher *testdaemon.Puppet) {
+	t.Helper()
+	testdaemon.WaitUntil(t, "the launcher's name", func() bool { return !strings.Contains(namesOf(launcher), "exe\n") })
 }
 
 // namesOf returns a line for each thread.

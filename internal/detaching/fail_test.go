@@ -150,11 +150,7 @@ func TestNothingIsLeftOfADetachThatIsKilled(t *testing.T) {
 				first := l.Process()
 				second := first.Detaches(verb)
 				first.MustLive()
-				// The launcher takes its name once it has caught what the terminal sends.
-				testdaemon.WaitUntil(t, "the launcher's name", func() bool {
-					name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", first.PID))
-					return string(name) != "exe\n"
-				})
+				waitForName(t, first) // the launcher has caught by then what the terminal sends
 				switch {
 				case test.key != "":
 					c.Type(test.key)
