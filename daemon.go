@@ -273,7 +273,7 @@ func Set(key, value string) Field {
 	return Field{key: key, text: value, form: form}
 }
 
-// failed returns an error that names the operation and what it was for.
-func failed(operation, object string, err error) error {
+// opError returns an error that names the operation and what it was for.
+func opError(operation, object string, err error) error {
 	return &os.PathError{Op: "daemon: " + operation, Path: object, Err: err}
 }

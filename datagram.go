@@ -44,7 +44,7 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 			}
 		default:
 			if f.key == "" {
-				return failed("field", cmp.Or(f.text, `"": a Field is made by a function of this package`), unix.EINVAL)
+				return opError("field", cmp.Or(f.text, `"": a Field is made by a function of this package`), unix.EINVAL)
 			}
 			others = true
 		}
@@ -77,7 +77,7 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 		b = append(appendStatus(b[:begin], d.status, end-excess), b[end:]...)
 	}
 	if len(b) > maxDatagram {
-		return failed("send", notifier.peer.Name, unix.EMSGSIZE)
+		return opError("send", notifier.peer.Name, unix.EMSGSIZE)
 	}
 	d.encoded = b
 	if len(fields) == 0 && v != &reloading {

@@ -108,7 +108,7 @@ const advice = "call daemon.Detach first in main"
 // detach returns nil if this process is to stay as it is; otherwise it does not
 // return, or returns why it could not detach. how is implicit for Ready.
 func detach(how int) error {
-	refuse := func(why string) error { return failed("detach", atStart.args[0], errors.New(why)) }
+	refuse := func(why string) error { return opError("detach", atStart.args[0], errors.New(why)) }
 	switch {
 	case detached.isDaemon:
 		return nil
@@ -132,7 +132,7 @@ func detach(how int) error {
 		return refuse("the parent process cannot be seen (hidepid of proc(5)): call daemon.Foreground or daemon.Background")
 	}
 	if err := checkProgram("call daemon.Foreground"); err != nil {
-		return failed("detach", atStart.args[0], err)
+		return opError("detach", atStart.args[0], err)
 	}
 	return replace(how)
 }
@@ -194,17 +194,17 @@ func replace(how int) error {
 	defer syscall.ForkLock.Unlock()
 	takeBack, missing := passFilesOn()
 	if missing != "" {
-		return failed(operation+"pass on", missing, os.ErrClosed)
+		return opError(operation+"pass on", missing, os.ErrClosed)
 	}
 	defer takeBack()
 	goBack, err := returnToStart()
 	if err != nil {
-		return failed(operation+"return to", cmp.Or(atStart.directory, "the directory at start-up"), err)
+		return opError(operation+"return to", cmp.Or(atStart.directory, "the directory at start-up"), err)
 	}
 	defer goBack()
 	path, err := program()
 	if err != nil {
-		return failed(operation+"find", path, err)
+		return opError(operation+"find", path, err)
 	}
 	defer prepareExec()()
 	name := cmp.Or(nameOfProcess("self"), filepath.Base(atStart.path)) // as the kernel names it
@@ -212,7 +212,7 @@ func replace(how int) error {
 	fd, unmute := muteStderr()
 	defer unmute()
 	m := launcherMark{pid: pid(), stderr: fd, how: how, replaced: replaced, name: name}
-	return failed(operation+"execve", atStart.args[0], execute(path, m))
+	return opError(operation+"execve", atStart.args[0], execute(path, m))
 }
 
 // returnToStart changes to the directory at start-up, unless the program has not

@@ -106,7 +106,7 @@ func tellLauncher() error {
 	}
 	outliveLauncher()
 	if err := write(d.pipe.fd, wordReady); err != nil {
-		return failed("detach: tell", "launcher", err)
+		return opError("detach: tell", "launcher", err)
 	}
 	d.told = true
 	unix.Close(d.pipe.fd)
@@ -122,9 +122,9 @@ func findLauncher() error {
 	case d.told:
 		return nil
 	case unix.Getppid() != d.launcher:
-		return failed("detach: find launcher", "process "+strconv.Itoa(d.launcher), unix.ESRCH)
+		return opError("detach: find launcher", "process "+strconv.Itoa(d.launcher), unix.ESRCH)
 	case !d.pipe.valid():
-		return failed("detach: find launcher", "descriptor "+strconv.Itoa(d.pipe.fd), unix.EBADF)
+		return opError("detach: find launcher", "descriptor "+strconv.Itoa(d.pipe.fd), unix.EBADF)
 	}
 	return nil
 }
@@ -137,12 +137,12 @@ func leaveTerminal() error {
 	if !detached.null.valid() {
 		var err error
 		if null, err = openNull(); err != nil {
-			return failed("detach: open", "/dev/null", err)
+			return opError("detach: open", "/dev/null", err)
 		}
 	}
 	defer unix.Close(null)
 	if err := newSession(); err != nil {
-		return failed("detach: setsid", "process "+strconv.Itoa(pid()), err)
+		return opError("detach: setsid", "process "+strconv.Itoa(pid()), err)
 	}
 	replaced := replacedStandard()
 	for fd := range atStart.standard {
@@ -150,7 +150,7 @@ func leaveTerminal() error {
 			continue
 		}
 		if err := duplicateTo(null, fd); err != nil {
-			return failed("detach: open /dev/null as", "descriptor "+strconv.Itoa(fd), err)
+			return opError("detach: open /dev/null as", "descriptor "+strconv.Itoa(fd), err)
 		}
 	}
 	for _, c := range detached.callers {

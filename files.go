@@ -148,7 +148,7 @@ func StoreFiles(name string, files ...*os.File) error {
 		return nil
 	}
 	if !validName(name) {
-		return failed("store files as", strconv.Quote(name), unix.EINVAL)
+		return opError("store files as", strconv.Quote(name), unix.EINVAL)
 	}
 	defer runtime.KeepAlive(files)
 	rights := make([]int, len(files))
@@ -158,7 +158,7 @@ func StoreFiles(name string, files ...*os.File) error {
 			err = os.ErrClosed // for which Control has an error of its own
 		}
 		if err != nil {
-			return failed("store files as", name, err)
+			return opError("store files as", name, err)
 		}
 	}
 	for some := range slices.Chunk(rights, maxRights) {
@@ -175,7 +175,7 @@ func StoreFiles(name string, files ...*os.File) error {
 // [StoreFiles] would not take.
 func RemoveFiles(name string) error {
 	if Detect() == Systemd && !validName(name) {
-		return failed("remove files", strconv.Quote(name), unix.EINVAL)
+		return opError("remove files", strconv.Quote(name), unix.EINVAL)
 	}
 	return notify(&removal, []Field{Set("FDNAME", name)})
 }

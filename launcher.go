@@ -129,7 +129,7 @@ func endLike(how int, status unix.WaitStatus) {
 // be one of many on a console.
 func exitOn(operation string, err error) {
 	if err != nil {
-		os.Stderr.WriteString(failed(operation, atStart.args[0], err).Error() + "\n")
+		os.Stderr.WriteString(opError(operation, atStart.args[0], err).Error() + "\n")
 		os.Exit(1)
 	}
 }

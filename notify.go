@@ -78,7 +78,7 @@ func send(address string, v *verb, fields []Field) error {
 			deadline = time.Now().Add(patience(v, address))
 		}
 		if time.Now().After(deadline) || v.ctx != nil && v.ctx.Err() != nil {
-			return failed("send", address, os.ErrDeadlineExceeded)
+			return opError("send", address, os.ErrDeadlineExceeded)
 		}
 		waitForRoom(fd, err)
 	}
@@ -140,11 +140,11 @@ func (s *socket) connectAndSend(encoded []byte, rights []int) error {
 		}
 	}
 	if err := s.connect(); err != nil {
-		return failed("connect", s.peer.Name, err)
+		return opError("connect", s.peer.Name, err)
 	}
 	err := s.sendOnce(encoded, rights)
 	if err != nil && !full(err) {
-		return failed("send", s.peer.Name, err)
+		return opError("send", s.peer.Name, err)
 	}
 	return err
 }
@@ -231,7 +231,7 @@ func Barrier(ctx context.Context) error {
 	}
 	r, w, err := openPipe()
 	if err != nil {
-		return failed("barrier", address, err)
+		return opError("barrier", address, err)
 	}
 	defer unix.Close(r)
 	barrier := []Field{{key: "BARRIER", text: "1"}}
@@ -245,14 +245,14 @@ func Barrier(ctx context.Context) error {
 		_, err := unix.Poll(fds[:], int(pollInterval/time.Millisecond))
 		switch {
 		case err != nil && err != unix.EINTR:
-			return failed("barrier", address, err)
+			return opError("barrier", address, err)
 		case fds[0].Revents&unix.POLLNVAL != 0: // the program has closed all descriptors
-			return failed("barrier", address, unix.EBADF)
+			return opError("barrier", address, unix.EBADF)
 		case fds[0].Revents != 0:
 			return nil
 		}
 	}
-	return failed("barrier", address, ctx.Err())
+	return opError("barrier", address, ctx.Err())
 }
 
 // errnoOf returns the error number that err wraps.

@@ -33,21 +33,21 @@ func writeReady(value string) error {
 	}
 	fd := notifyFD.passed.fd
 	if number, err := strconv.ParseInt(value, 10, 32); err != nil || number < 0 {
-		return failed("parse NOTIFY_FD", strconv.Quote(value), unix.EINVAL)
+		return opError("parse NOTIFY_FD", strconv.Quote(value), unix.EINVAL)
 	} else if int(number) != fd || !notifyFD.passed.valid() {
-		return failed("write to NOTIFY_FD", value+" (no pipe or socket that was open for writing at start)", unix.EBADF)
+		return opError("write to NOTIFY_FD", value+" (no pipe or socket that was open for writing at start)", unix.EBADF)
 	}
 	null := -1
 	if fd <= 2 { // first, so that nothing can fail after the line
 		var err error
 		if null, err = openNull(); err != nil {
-			return failed("open /dev/null in place of NOTIFY_FD", value, err)
+			return opError("open /dev/null in place of NOTIFY_FD", value, err)
 		}
 		defer unix.Close(null)
 	}
 	// One write: finit reads once. A pipe that is full has no supervisor at its end.
 	if err := writeNow(fd, "READY=1\n"); err != nil {
-		return failed("write to NOTIFY_FD", value, err)
+		return opError("write to NOTIFY_FD", value, err)
 	}
 	notifyFD.told = true
 	// A child that inherits it and calls Ready would write to a file of its own.
@@ -55,7 +55,7 @@ func writeReady(value string) error {
 	if fd > 2 {
 		unix.Close(fd)
 	} else if err := duplicateTo(null, fd); err != nil {
-		return failed("open /dev/null in place of NOTIFY_FD", value, err)
+		return opError("open /dev/null in place of NOTIFY_FD", value, err)
 	}
 	return nil
 }

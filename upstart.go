@@ -24,14 +24,14 @@ func stopOnce() error {
 		return nil
 	}
 	if pid() == 1 { // see kill(2)
-		return failed("raise", "SIGSTOP as PID 1 of a namespace", unix.EPERM)
+		return opError("raise", "SIGSTOP as PID 1 of a namespace", unix.EPERM)
 	}
 	err := checkProgram("unset UPSTART_JOB")
 	if err == nil {
 		err = raise(unix.SIGSTOP)
 	}
 	if err != nil {
-		return failed("raise", "SIGSTOP", err)
+		return opError("raise", "SIGSTOP", err)
 	}
 	stopped.done = true
 	// A child that inherits it and calls Ready would stop for ever.

@@ -41,7 +41,7 @@ func WatchdogTimeout() (time.Duration, error) {
 func parsePositive(key, value string, bits int) (int64, error) {
 	n, err := strconv.ParseInt(value, 10, bits)
 	if err != nil || n <= 0 || value[0] == '+' {
-		return 0, failed("parse "+key, strconv.Quote(value), syscall.EINVAL)
+		return 0, opError("parse "+key, strconv.Quote(value), syscall.EINVAL)
 	}
 	return n, nil
 }
