@@ -192,7 +192,7 @@ const (
 	plainText  form = iota // each backslash of text is doubled
 	safeText               // as plainText, with control characters replaced
 	statusText             // as safeText, and cut if the notification is too long
-	mainPID                // as plainText
+	pidText                // as plainText
 	clock                  // the value is the time at which the notification is encoded
 	wholeLine              // text is the line as it is sent, encoded before: READY=1 and MAINPID
 )
@@ -206,7 +206,7 @@ func Status(text string) Field { return Field{key: "STATUS", text: text, form: s
 // MainPID returns the field with the id of the process that the supervisor is to
 // watch (MAINPID). A pid below 1 is invalid.
 func MainPID(pid int) Field {
-	return integer("MAINPID", mainPID, int64(pid), pid >= 1, "a process id is at least 1")
+	return integer("MAINPID", pidText, int64(pid), pid >= 1, "a process id is at least 1")
 }
 
 // Errno returns the field with the number of the error that makes the service fail
@@ -259,7 +259,7 @@ func Set(key, value string) Field {
 	case "BUSERROR":
 		form = safeText
 	case "MAINPID":
-		form = mainPID
+		form = pidText
 	}
 	switch {
 	case key == "", '0' <= key[0] && key[0] <= '9', strings.Trim(key, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "":

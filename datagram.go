@@ -33,14 +33,14 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 		return nil
 	}
 	d.said = nil
-	status, pid, others := v.status, v.mainPID, false
+	status, process, others := v.status, v.mainPID, false
 	for i := range fields {
 		switch f := &fields[i]; f.form {
 		case statusText:
 			status = f
-		case mainPID:
-			if f.number == 0 || pid == nil || pid.number != f.number { // or else its line is at hand
-				pid = f
+		case pidText:
+			if f.number == 0 || process == nil || process.number != f.number { // or else its line is at hand
+				process = f
 			}
 		default:
 			if f.key == "" {
@@ -63,12 +63,12 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 		b = appendStatus(b, d.status, maxDatagram)
 	}
 	end := len(b)
-	if pid != nil {
-		b = appendField(b, pid)
+	if process != nil {
+		b = appendField(b, process)
 	}
 	for i := 0; others && i < len(fields); i++ {
 		f := &fields[i]
-		placed := f.form == statusText || f.form == mainPID || last(f, v.own) != f
+		placed := f.form == statusText || f.form == pidText || last(f, v.own) != f
 		if !placed && last(f, fields[i+1:]) == f {
 			b = appendField(b, f)
 		}

@@ -40,9 +40,9 @@ func Detach() error {
 }
 
 func init() {
-	keepStart()
-	keepPassed()
-	keepNotifyFD()
+	recordStart()
+	recordPassed()
+	recordNotifyFD()
 	switch m := takeMarker().(type) {
 	case launcherMark:
 		if m.pid == pid() {
@@ -50,7 +50,7 @@ func init() {
 		}
 	case daemonMark:
 		if !startedByDaemon(m.launcher) {
-			begin(m)
+			becomeDaemon(m)
 		}
 	}
 }
@@ -67,7 +67,7 @@ var atStart struct {
 	ignored       []unix.Signal
 }
 
-func keepStart() {
+func recordStart() {
 	s := &atStart
 	for _, arg := range os.Args { // cloned, for setproctitle(3) overwrites their memory
 		s.args = append(s.args, strings.Clone(arg))
@@ -76,7 +76,7 @@ func keepStart() {
 		s.args = []string{"?"}
 	}
 	s.env = slices.DeleteFunc(firstEnvironment(), func(v string) bool { return strings.HasPrefix(v, marker+"=") })
-	s.executedPID = started("SYSTEMD_EXEC_PID")
+	s.executedPID = variableAtStart("SYSTEMD_EXEC_PID")
 	s.directory = workingDirectory()
 	s.directoryID, _ = identifyPath(".")
 	s.path = executedPath()
@@ -90,11 +90,11 @@ func keepStart() {
 
 // startedSupervised is Detect for the environment with which this process was started.
 func startedSupervised() bool {
-	return started("UPSTART_JOB")+started("NOTIFY_SOCKET")+started("NOTIFY_FD") != ""
+	return variableAtStart("UPSTART_JOB")+variableAtStart("NOTIFY_SOCKET")+variableAtStart("NOTIFY_FD") != ""
 }
 
-// started returns a variable with which this process was started.
-func started(key string) string {
+// variableAtStart returns a variable with which this process was started.
+func variableAtStart(key string) string {
 	for _, v := range atStart.env {
 		if value, ok := strings.CutPrefix(v, key+"="); ok {
 			return value

@@ -47,10 +47,10 @@ var detached struct {
 	told    bool         // that this process is ready
 }
 
-// begin makes this process the launcher's daemon, before main runs. It does
+// becomeDaemon makes this process the launcher's daemon, before main runs. It does
 // without the runtime's poller, which would not survive a main that begins by
 // closing all descriptors.
-func begin(m daemonMark) {
+func becomeDaemon(m daemonMark) {
 	d := &detached
 	d.isDaemon, d.daemonMark = true, m
 	if unix.Getppid() != m.launcher {
@@ -67,7 +67,7 @@ func begin(m daemonMark) {
 	if os.Getenv("LISTEN_PID") == own {
 		os.Setenv("LISTEN_PID", strconv.Itoa(pid()))
 		os.Unsetenv("LISTEN_PIDFDID")
-		keepPassed()
+		recordPassed()
 	}
 	if os.Getenv("WATCHDOG_PID") == own {
 		os.Setenv("WATCHDOG_PID", strconv.Itoa(pid()))

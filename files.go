@@ -53,8 +53,8 @@ type passedFD struct {
 	name string
 }
 
-// keepPassed runs before main, when the descriptors are there for certain.
-func keepPassed() {
+// recordPassed runs before main, when the descriptors are there for certain.
+func recordPassed() {
 	passed.atStart, passed.known = promised(), namesPID(getenv("LISTEN_PID"))
 	passed.marked = slices.ContainsFunc(passed.atStart, passedFD.closesOnExec)
 }
@@ -67,7 +67,7 @@ func (f passedFD) closesOnExec() bool {
 // takenByInitializer reports whether an initializer of another package has taken the
 // descriptors: it has marked them, or removed the variables.
 func takenByInitializer() bool {
-	return passed.marked || !passed.known && started("LISTEN_FDS") != "" && namesPID(started("LISTEN_PID"))
+	return passed.marked || !passed.known && variableAtStart("LISTEN_FDS") != "" && namesPID(variableAtStart("LISTEN_PID"))
 }
 
 func takeFiles() (files []*os.File) {

@@ -37,14 +37,14 @@ const (
 // staysInForeground reports whether something holds on to this very process, so
 // that leaving would look like its death.
 func staysInForeground() bool {
-	if ground.Load() == unasked && isHeld() {
+	if ground.Load() == unasked && mustStay() {
 		// Remember it: if the supervisor dies, the Ready that ends a reload must not detach.
 		ground.CompareAndSwap(unasked, fore)
 	}
 	return ground.Load() == fore
 }
 
-func isHeld() bool {
+func mustStay() bool {
 	if pid() == 1 || inSessionOfPID1() || namesPID(executedPID()) {
 		return true
 	}

@@ -102,10 +102,10 @@ func passOn(signals <-chan os.Signal, child int) {
 	}
 }
 
-func hear(pipe int) string {
+func hear(r int) string {
 	word := make([]byte, 1)
 	err := uninterrupted(func() error {
-		_, err := unix.Read(pipe, word)
+		_, err := unix.Read(r, word)
 		return err
 	})
 	exitOn("read pipe from", err)

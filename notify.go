@@ -195,12 +195,12 @@ var (
 // lose the exit status. In another PID namespace the number is a stranger's.
 func readyFor(address string, fields []Field) *verb {
 	for i := range fields {
-		if fields[i].form == mainPID {
+		if fields[i].form == pidText {
 			return &readyVerb
 		}
 	}
-	started := executedPID()
-	if pid() == 1 || started != "" && !namesPID(started) || onlyParentTells(address) && !systemdIsParent() {
+	executed := executedPID()
+	if pid() == 1 || executed != "" && !namesPID(executed) || onlyParentTells(address) && !systemdIsParent() {
 		return &wrappedReady
 	}
 	return &readyVerb

@@ -16,8 +16,8 @@ var notifyFD struct {
 	told   bool
 }
 
-// keepNotifyFD runs before main, which may open files of its own by that number.
-func keepNotifyFD() {
+// recordNotifyFD runs before main, which may open files of its own by that number.
+func recordNotifyFD() {
 	if number, err := strconv.ParseInt(getenv("NOTIFY_FD"), 10, 32); err == nil {
 		notifyFD.passed = inherit(int(number))
 	}

@@ -12,14 +12,14 @@ import (
 // What follows is what an execve leaves to the next program, and how a program that
 // was executed again keeps its name and its way to end.
 
-// keptSignals are those that a Go program leaves ignored if its caller ignored
+// ignorableSignals are those that a Go program leaves ignored if its caller ignored
 // them: the runtime takes all others back (see os/signal).
-var keptSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
+var ignorableSignals = [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
 
 // ignoredSignals returns those that the caller ignored. The first two, of which
 // os/signal knows, take no system call.
 func ignoredSignals() (ignored []unix.Signal) {
-	for i, s := range keptSignals {
+	for i, s := range ignorableSignals {
 		if i < 2 && signal.Ignored(s) || i >= 2 && quiet.IsIgnored(s) {
 			ignored = append(ignored, s)
 		}
@@ -38,15 +38,15 @@ func prepareExec() (restore func()) {
 		// A handler in another thread would end in the execve, and its signal be lost.
 		unix.SIGQUIT: quiet.DefaultAction, unix.SIGTERM: quiet.DefaultAction,
 	}
-	for _, signal := range keptSignals {
-		actions[signal] = quiet.DefaultAction
+	for _, s := range ignorableSignals {
+		actions[s] = quiet.DefaultAction
 	}
-	for _, signal := range atStart.ignored {
-		actions[signal] = quiet.IgnoreAction
+	for _, s := range atStart.ignored {
+		actions[s] = quiet.IgnoreAction
 	}
 	swap := func() { // with what was there before
-		for signal, action := range actions {
-			actions[signal] = quiet.SetAction(signal, action)
+		for s, action := range actions {
+			actions[s] = quiet.SetAction(s, action)
 		}
 		for which, timer := range timers {
 			timers[which], _ = unix.Setitimer(unix.ItimerWhich(which), timer)
@@ -88,12 +88,12 @@ func muteStderr() (moved int, restore func()) {
 func outliveLauncher() { _ = unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0) }
 
 // dieOf ends this process by a signal and without a core. It returns if it can't.
-func dieOf(signal unix.Signal) {
+func dieOf(s unix.Signal) {
 	quiet.SetDumpable(0)
-	quiet.SetAction(signal, quiet.DefaultAction)
+	quiet.SetAction(s, quiet.DefaultAction)
 	var unblocked unix.Sigset_t
 	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &unblocked, nil)
-	_ = raise(signal)
+	_ = raise(s)
 }
 
 // setName gives all threads the program's name: what was executed as
