@@ -9,24 +9,17 @@ import (
 
 // A system that is no Unix has nobody to notify and nothing to detach from.
 
-func tellLauncher() error { return nil }
-
-func stopOnce() error { return nil }
-
-func writeReady(string) error { return nil }
-
 const implicit = 0
-
-func detach(int) error { return nil }
 
 var notifier struct{ lastStatus Field }
 
-func notify(*verb, []Field) error { return nil }
-
-func readyFor(string, []Field) *verb { return nil }
-
-func send(string, *verb, []Field) error { return nil }
-
+func tellLauncher() error                { return nil }
+func stopOnce() error                    { return nil }
+func readyFor(string, []Field) *verb     { return nil }
+func send(string, *verb, []Field) error  { return nil }
+func writeReady(string) error            { return nil }
+func detach(int) error                   { return nil }
+func notify(*verb, []Field) error        { return nil }
 func errnoOf(error) (errno int, ok bool) { return 0, false }
 
 // Barrier returns nil: no supervisor listens on this system.

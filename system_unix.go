@@ -20,39 +20,18 @@ func sendNow(fd int, datagram []byte) unix.Errno {
 	return errno
 }
 
-// monotonic: only systemd asks for it.
-func monotonic() (usec int64, ok bool) { return 0, false }
-
-// raise may return before the signal is delivered: only upstart, on Linux,
-// asks for more.
+// raise may return before the signal is delivered: only upstart, on Linux, asks for more.
 func raise(signal unix.Signal) error { return unix.Kill(pid(), signal) }
-
-// onMainThread: nobody tells.
-func onMainThread() bool { return true }
 
 func duplicateTo(from, to int) error { return unix.Dup2(from, to) }
 
-// isSameFile: nobody tells.
-func isSameFile(fd, fd2 int) bool { return true }
-
-func secure() bool {
-	return unix.Getuid() != unix.Geteuid() || unix.Getgid() != unix.Getegid()
-}
-
-func prepareExec() (restore func()) { return func() {} }
-
-func muteStderr() (moved int, restore func()) { return -1, func() {} }
-
-func ignoredSignals() []unix.Signal { return nil }
-
-func outliveLauncher() {}
-
-// dieOf returns: the launcher exits with 128+n.
-func dieOf(unix.Signal) {}
-
-func workingDirectory() string {
-	directory, _ := unix.Getwd()
-	return directory
+// duplicateFrom: on AIX, F_DUPFD_CLOEXEC is F_DUPFD.
+func duplicateFrom(fd, lowest int) (int, error) {
+	duplicate, err := unix.FcntlInt(uintptr(fd), syscall.F_DUPFD_CLOEXEC, lowest)
+	if err == nil {
+		unix.CloseOnExec(duplicate)
+	}
+	return duplicate, err
 }
 
 func openSocket() (fd int, err error) {
@@ -76,29 +55,16 @@ func pipe(fds []int) error {
 	return err
 }
 
-// duplicateFrom: on AIX, F_DUPFD_CLOEXEC is F_DUPFD.
-func duplicateFrom(fd, lowest int) (int, error) {
-	duplicate, err := unix.FcntlInt(uintptr(fd), syscall.F_DUPFD_CLOEXEC, lowest)
-	if err == nil {
-		unix.CloseOnExec(duplicate)
-	}
-	return duplicate, err
+func secure() bool {
+	return unix.Getuid() != unix.Geteuid() || unix.Getgid() != unix.Getegid()
 }
-
-// readFile returns nothing: what is read is Linux's /proc.
-func readFile(string) string { return "" }
 
 var startIDs = [4]int{unix.Getuid(), unix.Geteuid(), unix.Getgid(), unix.Getegid()}
 
 func idsAtStart() [4]int { return startIDs }
 
-const pathOnly = unix.O_RDONLY
-
 // firstEnvironment may have been changed by other packages' initializers.
 func firstEnvironment() []string { return os.Environ() }
-
-// selfPath: there is none.
-const selfPath = ""
 
 func executedPath() string {
 	path := os.Args[0]
@@ -108,11 +74,30 @@ func executedPath() string {
 	return path
 }
 
-// lastVariable is unknown: what another copy has removed is gone.
-func lastVariable() string { return "" }
+func workingDirectory() string {
+	directory, _ := unix.Getwd()
+	return directory
+}
 
-// programFiles: nobody tells.
+const pathOnly = unix.O_RDONLY
+
+// selfPath: nothing stands for this very program.
+const selfPath = ""
+
+// Nobody tells, and there is no /proc to read: the answers are those of most programs.
+
+func readFile(string) string                  { return "" }
+func onMainThread() bool                      { return true }
+func isSameFile(fd, fd2 int) bool             { return true }
+func ignoredSignals() []unix.Signal           { return nil }
+func lastVariable() string                    { return "" }
 func programFiles() (executed, loaded string) { return "", "" }
 
-// setName: the program is executed by its own name.
-func setName(string) {}
+// Only Linux needs these, or can do them. Without dieOf the launcher exits with 128+n.
+
+func monotonic() (usec int64, ok bool)        { return 0, false } // for systemd
+func prepareExec() (restore func())           { return func() {} }
+func muteStderr() (moved int, restore func()) { return -1, func() {} }
+func outliveLauncher()                        {}
+func dieOf(unix.Signal)                       {}
+func setName(string)                          {}
