@@ -69,8 +69,11 @@ func (c checkedFD) valid() bool {
 // room for 64 descriptors, or else to any but 0, 1 and 2. To grow the table of a process
 // that has threads takes the kernel milliseconds. A program that closes all descriptors
 // from 3 up opens its next files at low numbers, so this package then sees EBADF, and
-// not one of those files.
-func moveHigh(fd int) (int, error) {
+// not one of those files. err is that of the call that opened fd.
+func moveHigh(fd int, err error) (int, error) {
+	if err != nil {
+		return -1, err
+	}
 	for number := 63; number > max(fd, 2); number-- {
 		if _, err := unix.FcntlInt(uintptr(number), unix.F_GETFD, 0); err == nil {
 			continue // in use
@@ -95,8 +98,8 @@ func openPipe() (r, w int, err error) {
 	if err := pipe(low[:]); err != nil {
 		return -1, -1, err
 	}
-	r, err = moveHigh(low[0])
-	w, err2 := moveHigh(low[1])
+	r, err = moveHigh(low[0], nil)
+	w, err2 := moveHigh(low[1], nil)
 	if err = cmp.Or(err, err2); err != nil {
 		unix.Close(r)
 		unix.Close(w)
@@ -106,11 +109,7 @@ func openPipe() (r, w int, err error) {
 
 // openNull opens /dev/null, and not as 0, 1 or 2.
 func openNull() (fd int, err error) {
-	low, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	return moveHigh(low)
+	return moveHigh(unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0))
 }
 
 // uninterrupted repeats a system call that a signal has interrupted.

@@ -81,11 +81,7 @@ func duplicateFile(fd int) checkedFD {
 	if !isKind(fd, unix.S_IFREG) {
 		return checkedFD{}
 	}
-	low, err := duplicateFrom(fd, 3)
-	if err != nil {
-		return checkedFD{}
-	}
-	duplicate, _ := moveHigh(low)
+	duplicate, _ := moveHigh(duplicateFrom(fd, 3))
 	return checked(duplicate)
 }
 

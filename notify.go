@@ -167,11 +167,7 @@ func (s *socket) connect() error {
 		return unix.EAFNOSUPPORT
 	}
 	if !s.valid() {
-		low, err := openSocket()
-		if err != nil {
-			return err
-		}
-		fd, err := moveHigh(low)
+		fd, err := moveHigh(openSocket())
 		if err != nil {
 			return err
 		}

@@ -69,11 +69,9 @@ func muteStderr() (moved int, restore func()) {
 		return -1, func() {}
 	}
 	defer unix.Close(null)
-	low, err := duplicateFrom(2, 3)
-	if err != nil {
+	if moved, err = moveHigh(duplicateFrom(2, 3)); err != nil {
 		return -1, func() {}
 	}
-	moved, _ = moveHigh(low)
 	_ = duplicateTo(null, 2)
 	_, _ = unix.FcntlInt(uintptr(moved), unix.F_SETFD, 0)
 	return moved, func() {
