@@ -135,8 +135,8 @@ func Fail(err error) error {
 		return nil
 	}
 	fields := []Field{Status(err.Error())}
-	if errno, ok := errnoOf(err); ok && 0 <= errno && errno <= maxErrno {
-		fields = append(fields, Errno(errno))
+	if errno := Errno(errnoOf(err)); errno.key != "" {
+		fields = append(fields, errno)
 	}
 	return Notify(fields...)
 }
@@ -213,11 +213,9 @@ func MainPID(pid int) Field {
 // (ERRNO, see errno(3)). A number outside of 0 to 4095, which systemd would ignore, is
 // invalid.
 func Errno(errno int) Field {
-	ok := 0 <= errno && errno <= maxErrno
+	ok := 0 <= errno && errno <= 4095 // MAX_ERRNO of Linux
 	return integer("ERRNO", plainText, int64(errno), ok, "an error number is 0 to 4095")
 }
-
-const maxErrno = 4095 // MAX_ERRNO of Linux
 
 // BusError returns the field with the name of the D-Bus error that makes the service
 // fail (BUSERROR), such as org.freedesktop.DBus.Error.TimedOut. Its text is made safe

@@ -159,17 +159,13 @@ func appendText(b []byte, text string, end int) []byte {
 			// whole STATUS (unichar_is_valid in its sources).
 			r = utf8.RuneError
 		}
-		size := utf8.RuneLen(r)
-		if r == '\\' {
-			size = 2
-		}
-		if len(b)+size > end {
-			break
-		}
+		before := len(b)
 		if r == '\\' {
 			b = append(b, '\\')
 		}
-		b = utf8.AppendRune(b, r)
+		if b = utf8.AppendRune(b, r); len(b) > end {
+			return b[:before]
+		}
 	}
 	return b
 }

@@ -129,10 +129,6 @@ func passFilesOn() (takeBack func(), missing string) {
 	}, ""
 }
 
-// maxRights is how many descriptors one message carries (SCM_MAX_FD of
-// unix(7)).
-const maxRights = 253
-
 // StoreFiles asks the supervisor to keep files under name (FDSTORE=1 and FDNAME)
 // and pass them to the service's next process, where [Files] returns them. The
 // unit needs FileDescriptorStoreMax=, and systemd drops a stored descriptor
@@ -161,7 +157,7 @@ func StoreFiles(name string, files ...*os.File) error {
 			return opError("store files as", name, err)
 		}
 	}
-	for some := range slices.Chunk(rights, maxRights) {
+	for some := range slices.Chunk(rights, 253) { // SCM_MAX_FD of unix(7)
 		v := verb{own: []Field{{key: "FDSTORE", text: "1"}}, rights: some, patience: brief}
 		if err := send(address, &v, []Field{Set("FDNAME", name)}); err != nil {
 			return err

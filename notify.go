@@ -251,9 +251,11 @@ func Barrier(ctx context.Context) error {
 	return opError("barrier", address, ctx.Err())
 }
 
-// errnoOf returns the error number that err wraps.
-func errnoOf(err error) (errno int, ok bool) {
-	var number syscall.Errno
-	ok = errors.As(err, &number)
-	return int(number), ok
+// errnoOf returns the error number that err wraps, or -1.
+func errnoOf(err error) int {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return -1
+	}
+	return int(errno)
 }
