@@ -53,8 +53,8 @@
 // standard descriptors are on /dev/null, unless main has put a log file there: a
 // shell's `> log` ends at Ready. It keeps its caller's working directory and umask;
 // chdir("/") and umask(0) are up to the program. A goroutine that reads the terminal
-// goes on reading after Ready. A thread that asks to die with its parent
-// (PR_SET_PDEATHSIG of prctl(2)) does so after Ready.
+// goes on reading after Ready. If a thread other than that of Ready has asked for a
+// signal when its parent dies (PR_SET_PDEATHSIG of prctl(2)), the daemon gets it after Ready.
 //
 // # The foreground
 //
@@ -94,9 +94,9 @@ import (
 //
 // To systemd Ready sends READY=1, STATUS and MAINPID, and then the fields. A field
 // takes the place of one with its key. STATUS is that of the Ready before, or
-// "ready". MAINPID is left out for PID 1, and behind a wrapper, that is if
-// SYSTEMD_EXEC_PID names another process. A later Ready sends again, which ends a
-// reload (see [Reloading]). In all other cases a later Ready does nothing.
+// "ready". MAINPID is left out for PID 1, and behind a wrapper: SYSTEMD_EXEC_PID names
+// another process, or sudo or env -i has removed it. A later Ready sends again, which
+// ends a reload (see [Reloading]). In all other cases a later Ready does nothing.
 //
 // In a test binary, and in a library that a foreign program has loaded, Ready returns
 // an error instead of detaching or stopping. Instead of detaching it also returns one
@@ -153,7 +153,7 @@ func Notify(fields ...Field) error {
 type verb struct {
 	own             []Field         // said first
 	status, mainPID *Field          // said next, unless the caller gives one; nil: none
-	complaint       bool            // a failing health check's, whose status is not said again
+	complaint       bool            // the status is a failing health check's: do not repeat it
 	rights          []int           // descriptors to attach
 	patience        time.Duration   // how long to wait for room in the supervisor's queue
 	ctx             context.Context // ends that wait early; nil: nothing does

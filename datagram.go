@@ -39,7 +39,7 @@ func (d *datagram) encode(v *verb, fields []Field) error {
 		case statusText:
 			status = f
 		case pidText:
-			if f.number == 0 || process == nil || process.number != f.number { // or else its line is at hand
+			if f.number == 0 || process == nil || process.number != f.number { // or else the line at hand says the same
 				process = f
 			}
 		default:

@@ -114,12 +114,12 @@ func detach(how int) error {
 		return nil
 	case startedSupervised(): // it is there, and cannot be told
 		return refuse("the program has removed its supervisor's variables: use daemon.UnsetEnvironment for that")
-	case startedAgain(): // the same answer before and after the launcher has gone
+	case startedAgain(): // before staysInForeground, whose answer changes when the launcher ends
 		return refuse("another copy of this package has detached the program: call Ready of that one only;" +
 			" or an initializer has removed " + marker + " from the environment")
 	case staysInForeground():
 		return nil
-	case takenByInitializer(): // that of the daemon would find LISTEN_PID to name the launcher
+	case takenByInitializer(): // in the daemon it would find that LISTEN_PID names the launcher
 		return refuse("an initializer has taken what the supervisor passed (LISTEN_FDS), or nobody has passed it:" +
 			" take it in main, or call daemon.Foreground")
 	case pid() == 1: // and Background
@@ -149,14 +149,14 @@ func sameRights() bool {
 // program that imports this package, and so must not be started again or stopped:
 // a test binary, or a program that has loaded a Go library.
 func checkProgram(cure string) error {
-	// An initializer's stack does not tell, but the name that go test -c gives, or a flag.
+	// An initializer's stack does not show a test: the name that go test -c gives, or a flag does.
 	isTestFlag := func(arg string) bool { return strings.HasPrefix(arg, "-test.") }
 	stack, isCaller := mainStack()
 	begun := strings.Contains(stack, "\nmain.main()\n")
 	isTest := strings.Contains(stack, "\t_testmain.go:") || strings.Contains(stack, "\ntesting.(*M).Run(")
 	executed, loaded := programFiles()
 	switch {
-	case !begun && !(isCaller && onMainThread()): // nor in a program's initializer
+	case !begun && !(isCaller && onMainThread()): // neither main nor a program's initializer calls
 		return errors.New("a library does not detach or stop the program that has loaded it: " + cure)
 	case isTest, !begun && (strings.HasSuffix(atStart.path, ".test") || slices.ContainsFunc(atStart.args, isTestFlag)):
 		return errors.New("a test binary does not detach or stop: use package daemontest, or " + cure)
@@ -166,10 +166,10 @@ func checkProgram(cure string) error {
 	return nil
 }
 
-// mainStack returns the stack of the main goroutine, and whether that calls: no
-// public name tells that a test binary's main is generated. In a C program's library
-// (-buildmode=c-shared, c-archive) it runs the initializers, in a thread of its own,
-// and ends soon after them without having called main.
+// mainStack returns the stack of the main goroutine, and whether that is the caller. Only
+// the stack shows that main is a test binary's. In a C program's library
+// (-buildmode=c-shared, c-archive) that goroutine runs the initializers in a thread of
+// its own, and ends without calling main.
 func mainStack() (stack string, isCaller bool) {
 	buffer := make([]byte, 256<<10)
 	stacks := string(buffer[:runtime.Stack(buffer, false)])

@@ -72,8 +72,8 @@ func takenByInitializer() bool {
 
 func takeFiles() (files []*os.File) {
 	for i, f := range promised() {
-		isOurs := passed.known && (i >= len(passed.atStart) || passed.atStart[i].id != f.id)
-		if isOurs || f.closesOnExec() {
+		isNew := passed.known && (i >= len(passed.atStart) || passed.atStart[i].id != f.id)
+		if isNew || f.closesOnExec() { // the program has opened it
 			break
 		}
 		unix.CloseOnExec(f.fd)

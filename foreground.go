@@ -49,8 +49,8 @@ func mustStay() bool {
 		return true
 	}
 	bySupervisor := startedBySupervisor()
-	switch unix.Getppid() { // which startedBySupervisor may have waited for
-	case 0: // it is outside the PID namespace
+	switch unix.Getppid() { // not before startedBySupervisor, which may wait for another parent
+	case 0: // the parent is outside the PID namespace
 		return true
 	case 1: // which inherits orphans, whatever its name
 		return !isOrphan()
@@ -90,8 +90,8 @@ var silentSupervisors = []string{
 	"runsv", "s6-supervise", "supervise", "supervisord", "supervise-daemo", "dinit",
 }
 
-// startedBySupervisor reports whether the parent is a supervisor that would
-// start the program over and over if it left, or keeps its pid.
+// startedBySupervisor reports whether the parent is a supervisor that would start the
+// program over and over if it left, or a start-stop-daemon that has noted its pid.
 func startedBySupervisor() bool {
 	parent := parentOf("self")
 	name := nameOfProcess(parent)
@@ -108,8 +108,7 @@ func startedBySupervisor() bool {
 }
 
 // isBackgroundOption recognizes the option with which start-stop-daemon(8) sends
-// a program into the background. -Sbm is three in one; what follows an option that
-// takes a value is that.
+// a program into the background. -Sbm is three options; in -xb, b is the value of -x.
 func isBackgroundOption(argument string) bool {
 	letters, short := strings.CutPrefix(argument, "-")
 	if value := strings.IndexAny(letters, "-acdegknprsuwxINOPR"); value >= 0 {

@@ -60,8 +60,8 @@ func launch(m launcherMark) {
 	}
 }
 
-// catch has signals delivered to c, but not SIGHUP or SIGINT if the caller ignored it:
-// of others the Go runtime does not tell.
+// catch has signals delivered to c, but not SIGHUP or SIGINT if the caller ignored it.
+// signal.Ignored knows of no others.
 func catch(c chan<- os.Signal, signals ...os.Signal) {
 	for _, s := range signals {
 		if !signal.Ignored(s) {
@@ -135,9 +135,9 @@ func exitOn(operation string, err error) {
 }
 
 // marker is the environment variable that makes a launcher, or a daemon, of the
-// process that it names: COPY:ROLE:NUMBER:…:NAME. It is gone before main runs. Another
-// copy of this package may be of another version, and must see that it is not its
-// own: a version may add numbers, and take none away.
+// process that it names: COPY:ROLE:NUMBER:…:NAME. It is gone before main runs. A copy of
+// this package must understand another version's marker, to see that it is not its own:
+// a new version may add numbers, but take none away.
 const marker = "_DAEMON_DETACH"
 
 // launcherMark makes a launcher of the process that executes the program.

@@ -16,9 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// notifier is the one socket and the one datagram of this process. They stay, so
-// that a notification takes no memory and no descriptor which an ailing process
-// may not get.
+// notifier is the one socket and the one datagram of this process. They are never
+// released: a process that is out of memory or descriptors can still notify.
 var notifier struct {
 	sync.Mutex // held while a datagram is built and sent, never while anyone waits
 	socket
@@ -27,8 +26,8 @@ var notifier struct {
 	readyStatus Field // what this supervisor was told by the last Ready
 	lastStatus  Field // what it was told last
 
-	// Last, so that what stands before its buffer shares a page of memory with the
-	// first bytes of that: the first call touches one page less.
+	// Last, so that all fields in front of its buffer share a page of memory with the
+	// buffer's first bytes: the first call touches one page less.
 	datagram
 }
 
@@ -89,8 +88,8 @@ var mainPIDLine = sync.OnceValue(func() Field {
 })
 
 // patience returns how long to wait for room. After READY=1 OpenRC removes its
-// socket, keeps it open and never reads again: if the path is gone, nobody waits for
-// long but whoever has a context of his own. After a chroot the path says nothing.
+// socket, leaves it open and never reads again: if the path is gone, only a call with a
+// context of its own waits for long. After a chroot the path says nothing.
 func patience(v *verb, address string) time.Duration {
 	_, err := identifyPath(address)
 	root, _ := identifyPath("/")
@@ -106,7 +105,7 @@ const pollInterval = 100 * time.Millisecond
 
 // waitForRoom waits a while after a try that ended with err.
 func waitForRoom(fd int, err error) {
-	if err != unix.EAGAIN { // poll(2) knows nothing of the others
+	if err != unix.EAGAIN { // poll(2) tells of EAGAIN alone
 		time.Sleep(pollInterval / 10)
 		return
 	}

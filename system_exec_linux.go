@@ -28,8 +28,8 @@ func ignoredSignals() (ignored []unix.Signal) {
 }
 
 // prepareExec removes what outlives this program and would kill the next:
-// interval timers, with the signals that are on their way. It has the signals
-// that the caller ignored ignored again. restore is for an exec that failed.
+// interval timers, with the signals that are on their way. It ignores again what the
+// caller ignored. restore is for an exec that failed.
 func prepareExec() (restore func()) {
 	var timers [3]unix.Itimerval // ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF
 	actions := map[unix.Signal]quiet.Action{
@@ -56,9 +56,8 @@ func prepareExec() (restore func()) {
 	return swap
 }
 
-// muteStderr has the runtime of the launcher say nothing. It returns another
-// descriptor of 2, from which package quiet takes that back, or -1. restore is for an
-// exec that failed.
+// muteStderr silences the runtime of the launcher. It returns another descriptor of 2,
+// which package quiet makes 2 again, or -1. restore is for an exec that failed.
 func muteStderr() (moved int, restore func()) {
 	flags, err := unix.FcntlInt(2, unix.F_GETFD, 0)
 	if err != nil || flags&unix.FD_CLOEXEC != 0 || !quiet.IsDumpable() {
@@ -95,8 +94,9 @@ func dieOf(s unix.Signal) {
 }
 
 // setName gives all threads the program's name: what was executed as
-// /proc/self/exe is called exe. A thread that begins meanwhile may still be. The main
-// thread calls it, and is named even if /proc is read-only: ps(1) shows its name.
+// /proc/self/exe is called exe. A thread that begins meanwhile may still be called so.
+// The main thread calls setName, and is named even if /proc is read-only: ps(1) shows
+// its name.
 func setName(name string) {
 	quiet.End() // a launcher that is not dumpable may not write what is in /proc/self
 	if text, err := unix.BytePtrFromString(name); err == nil {

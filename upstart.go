@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stopped records that upstart has been told. It answers one SIGSTOP in a job's
-// life; a second would be for ever.
+// stopped records that upstart has been told. It answers one SIGSTOP in a job's life:
+// a second one would stop the process for ever.
 var stopped struct {
 	sync.Mutex
 	done bool
