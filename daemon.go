@@ -54,7 +54,8 @@
 // shell's `> log` ends at Ready. It keeps its caller's working directory and umask;
 // chdir("/") and umask(0) are up to the program. A goroutine that reads the terminal
 // goes on reading after Ready. If a thread other than that of Ready has asked for a
-// signal when its parent dies (PR_SET_PDEATHSIG of prctl(2)), the daemon gets it after Ready.
+// signal when its parent dies (PR_SET_PDEATHSIG of prctl(2)), the daemon gets the
+// signal after Ready.
 //
 // # The foreground
 //

@@ -161,7 +161,8 @@ func checkProgram(cure string) error {
 	case isTest, !begun && (strings.HasSuffix(atStart.path, ".test") || slices.ContainsFunc(atStart.args, isTestFlag)):
 		return errors.New("a test binary does not detach or stop: use package daemontest, or " + cure)
 	case executed != "" && loaded != "" && executed != loaded:
-		return errors.New("the program that runs is " + executed + ", and this is " + loaded + ": start it by itself, or " + cure)
+		return errors.New("the program that runs is " + executed + ", and this is " + loaded +
+			": start it by itself, or " + cure)
 	}
 	return nil
 }

@@ -55,17 +55,25 @@ func TestNotificationsAreByteForByte(t *testing.T) {
 		{"own status", ready, fields{daemon.Status("up")}, "READY=1\nSTATUS=up\n" + mainPID},
 		{"no status", ready, fields{daemon.Status("")}, "READY=1\nSTATUS=\n" + mainPID},
 		{"own pid", ready, fields{daemon.MainPID(1)}, "READY=1\nSTATUS=ready\nMAINPID=1\n"},
-		{"defaults before the others", ready, fields{daemon.Errno(5), daemon.MainPID(7), daemon.BusError("a.b"), daemon.Status("up")},
+		{"defaults before the others", ready,
+			fields{daemon.Errno(5), daemon.MainPID(7), daemon.BusError("a.b"), daemon.Status("up")},
 			"READY=1\nSTATUS=up\nMAINPID=7\nERRNO=5\nBUSERROR=a.b\n"},
 		{"the verb first", stopping, fields{daemon.Set("X_A", "1"), daemon.Status("bye")}, "STOPPING=1\nSTATUS=bye\nX_A=1\n"},
-		{"the verb first in a reload", reloading, fields{daemon.Set("MONOTONIC_USEC", "5"), daemon.MainPID(7), daemon.Status("again")},
+		{"the verb first in a reload", reloading,
+			fields{daemon.Set("MONOTONIC_USEC", "5"), daemon.MainPID(7), daemon.Status("again")},
 			"RELOADING=1\nMONOTONIC_USEC=5\nSTATUS=again\nMAINPID=7\n"},
-		{"status and pid first", notify, fields{daemon.Errno(5), daemon.MainPID(7), daemon.Status("up")}, "STATUS=up\nMAINPID=7\nERRNO=5\n"},
-		{"the last of a key", ready, fields{daemon.Set("X_A", "1"), daemon.Set("X_B", "2"), daemon.Status("a"), daemon.Set("X_A", "3"), daemon.Status("b")},
+		{"status and pid first", notify, fields{daemon.Errno(5), daemon.MainPID(7), daemon.Status("up")},
+			"STATUS=up\nMAINPID=7\nERRNO=5\n"},
+		{"the last of a key", ready,
+			fields{daemon.Set("X_A", "1"), daemon.Set("X_B", "2"), daemon.Status("a"), daemon.Set("X_A", "3"),
+				daemon.Status("b")},
 			"READY=1\nSTATUS=b\n" + mainPID + "X_B=2\nX_A=3\n"},
-		{"the last of a key, by Set", ready, fields{daemon.Status("a"), daemon.Set("STATUS", "b"), daemon.Set("READY", "2"), daemon.Set("MAINPID", "9"), daemon.Set("READY", "3")},
+		{"the last of a key, by Set", ready,
+			fields{daemon.Status("a"), daemon.Set("STATUS", "b"), daemon.Set("READY", "2"),
+				daemon.Set("MAINPID", "9"), daemon.Set("READY", "3")},
 			"READY=3\nSTATUS=b\nMAINPID=9\n"},
-		{"the last pid", ready, fields{daemon.Set("MAINPID", "5"), daemon.Set("MAINPID", "6")}, "READY=1\nSTATUS=ready\nMAINPID=6\n"},
+		{"the last pid", ready, fields{daemon.Set("MAINPID", "5"), daemon.Set("MAINPID", "6")},
+			"READY=1\nSTATUS=ready\nMAINPID=6\n"},
 		{"the last pid, by MainPID", notify, fields{daemon.Set("MAINPID", "5"), daemon.MainPID(6)}, "MAINPID=6\n"},
 		{"the last pid, by Set", notify, fields{daemon.MainPID(5), daemon.Set("MAINPID", "6")}, "MAINPID=6\n"},
 		{"the same text twice", notify, fields{daemon.Set("X_A", "1"), daemon.Set("X_A", "1")}, "X_A=1\n"},
@@ -73,10 +81,13 @@ func TestNotificationsAreByteForByte(t *testing.T) {
 		{"less than a microsecond", notify, fields{daemon.ExtendTimeout(1999)}, "EXTEND_TIMEOUT_USEC=1\n"},
 		{"all time", notify, fields{daemon.ExtendTimeout(math.MaxInt64)}, "EXTEND_TIMEOUT_USEC=9223372036854775\n"},
 		{"greatest pid", notify, fields{daemon.MainPID(math.MaxInt)}, fmt.Sprintf("MAINPID=%d\n", math.MaxInt)},
-		{"keys", notify, fields{daemon.Set("A", ""), daemon.Set("_", "="), daemon.Set("A_Z09", " a b "), daemon.Set("BARRIER2", "1"), daemon.Set("FDPOLL", "0")},
+		{"keys", notify, fields{daemon.Set("A", ""), daemon.Set("_", "="), daemon.Set("A_Z09", " a b "),
+			daemon.Set("BARRIER2", "1"), daemon.Set("FDPOLL", "0")},
 			"A=\n_==\nA_Z09= a b \nBARRIER2=1\nFDPOLL=0\n"},
-		{"backslashes", notify, fields{daemon.Set("X_A", `\a\\`), daemon.Status(`C:\`), daemon.BusError(`\`)}, `STATUS=C:\\` + "\n" + `X_A=\\a\\\\` + "\n" + `BUSERROR=\\` + "\n"},
-		{"4096 bytes", notify, fields{daemon.Set("X_A", strings.Repeat("a", 4096-5))}, "X_A=" + strings.Repeat("a", 4096-5) + "\n"},
+		{"backslashes", notify, fields{daemon.Set("X_A", `\a\\`), daemon.Status(`C:\`), daemon.BusError(`\`)},
+			`STATUS=C:\\` + "\n" + `X_A=\\a\\\\` + "\n" + `BUSERROR=\\` + "\n"},
+		{"4096 bytes", notify, fields{daemon.Set("X_A", strings.Repeat("a", 4096-5))},
+			"X_A=" + strings.Repeat("a", 4096-5) + "\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			sayReady(t, systemd)
@@ -151,7 +162,8 @@ func TestReadySendsAgain(t *testing.T) {
 	for range 3 {
 		testdaemon.Hears(t, systemd, daemon.Ready(), "READY=1\nSTATUS=ready\n"+mainPID)
 	}
-	testdaemon.Hears(t, systemd, daemon.Ready(daemon.Status("line 3: no such key")), "READY=1\nSTATUS=line 3: no such key\n"+mainPID)
+	testdaemon.Hears(t, systemd, daemon.Ready(daemon.Status("line 3: no such key")),
+		"READY=1\nSTATUS=line 3: no such key\n"+mainPID)
 }
 
 func TestReloadingTellsTheTime(t *testing.T) {
@@ -172,7 +184,8 @@ func TestReloadingTellsTheTime(t *testing.T) {
 		n := systemd.Next(t.Context())
 		var said int64
 		fmt.Sscanf(string(n.Raw), "RELOADING=1\nMONOTONIC_USEC=%d\n", &said)
-		if want := fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d\nSTATUS=a\n", said); string(n.Raw) != want || said < before || said > after {
+		if want := fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d\nSTATUS=a\n", said); string(n.Raw) != want ||
+			said < before || said > after {
 			t.Errorf("%q, want the time from %d to %d", n.Raw, before, after)
 		}
 	}
@@ -187,7 +200,8 @@ func TestFailTellsTheErrno(t *testing.T) {
 		want string
 	}{
 		{"errno", syscall.EADDRINUSE, fmt.Sprintf("STATUS=address already in use\nERRNO=%d\n", int(syscall.EADDRINUSE))},
-		{"wrapped", fmt.Errorf("read configuration: %w", missing), "STATUS=read configuration: open /nowhere/to/be/found: no such file or directory\nERRNO=2\n"},
+		{"wrapped", fmt.Errorf("read configuration: %w", missing),
+			"STATUS=read configuration: open /nowhere/to/be/found: no such file or directory\nERRNO=2\n"},
 		{"joined", errors.Join(errors.New("a"), unix.EPERM), "STATUS=a operation not permitted\nERRNO=1\n"},
 		{"no errno", errors.New("a\nREADY=1"), "STATUS=a READY=1\n"},
 		{"nil", nil, ""},
@@ -786,7 +800,8 @@ func FuzzDatagram(f *testing.F) {
 			valid = valid && ok
 		}
 		set := func(key, value string) {
-			ok := goodKey.MatchString(key) && key != "BARRIER" && key != "FDSTORE" && key != "MAINPIDFD" && !badValue.MatchString(value)
+			ok := goodKey.MatchString(key) && key != "BARRIER" && key != "FDSTORE" && key != "MAINPIDFD" &&
+				!badValue.MatchString(value)
 			say(daemon.Set(key, value), ok, key, value)
 		}
 		var call func(...daemon.Field) error

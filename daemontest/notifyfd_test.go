@@ -17,7 +17,8 @@ import (
 
 func TestLineSaysThatItIsReady(t *testing.T) {
 	t.Parallel() // it does not change the environment
-	cmd := shell(`echo $NOTIFY_FD; env | grep -E '^(NOTIFY_SOCKET|UPSTART_JOB)='; ps -o sid= -p $$; echo READY=1 >&3; exec 3>&-; exec sleep 60`)
+	cmd := shell(`echo $NOTIFY_FD; env | grep -E '^(NOTIFY_SOCKET|UPSTART_JOB)='; ps -o sid= -p $$
+		echo READY=1 >&3; exec 3>&-; exec sleep 60`)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET=/x", "UPSTART_JOB=x", "NOTIFY_FD=9")
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {
@@ -58,14 +59,21 @@ func TestLineThatDoesNotCome(t *testing.T) {
 		name, script string
 		words        []string
 	}{
-		{"exit", "echo a word; exit 3", []string{"/bin/sh under NOTIFY_FD exited with status 3 after ", "had written nothing to descriptor 3", `"a word\n"`}},
+		{"exit", "echo a word; exit 3",
+			[]string{"/bin/sh under NOTIFY_FD exited with status 3 after ", "had written nothing to descriptor 3",
+				`"a word\n"`}},
 		{"child", "sleep 60 & exit 3", []string{"exited with status 3 after ", ", and left process ", "had written nothing"}},
 		{"closed", "exec 3>&-; exec sleep 60", []string{"has closed descriptor 3, and written nothing"}},
-		{"no newline", "printf READY=1 >&3; exec 3>&-; exec sleep 60", []string{`has written "READY=1" to descriptor 3`, "does not end with a newline"}},
-		{"long", "echo READY=1 and what else there is to say >&3; exec 3>&-; exec sleep 60", []string{"finit reads 31 bytes"}},
-		{"open", "echo READY=1 >&3; exec sleep 60", []string{`has written "READY=1\n" and not closed descriptor 3: context deadline`, "in state "}},
-		{"left open", "echo READY=1 >&3; sleep 60 & exit 0", []string{`has written "READY=1\n" and not closed descriptor 3: the process has ended`, "exited with status 0"}},
-		{"nothing", "exec sleep 60", []string{"has written nothing to descriptor 3: context deadline", " when the test ended it; it printed nothing"}},
+		{"no newline", "printf READY=1 >&3; exec 3>&-; exec sleep 60",
+			[]string{`has written "READY=1" to descriptor 3`, "does not end with a newline"}},
+		{"long", "echo READY=1 and what else there is to say >&3; exec 3>&-; exec sleep 60",
+			[]string{"finit reads 31 bytes"}},
+		{"open", "echo READY=1 >&3; exec sleep 60",
+			[]string{`has written "READY=1\n" and not closed descriptor 3: context deadline`, "in state "}},
+		{"left open", "echo READY=1 >&3; sleep 60 & exit 0",
+			[]string{`has written "READY=1\n" and not closed descriptor 3: the process has ended`, "exited with status 0"}},
+		{"nothing", "exec sleep 60",
+			[]string{"has written nothing to descriptor 3: context deadline", " when the test ended it; it printed nothing"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -82,8 +90,10 @@ func TestLineThatDoesNotCome(t *testing.T) {
 			}
 		})
 	}
-	failing(t, func(ft TB) { NotifyFD(ft, exec.Command("/nonexistent")) }, "under NOTIFY_FD: ", "/nonexistent", "no such file")
-	failing(t, func(ft TB) { NotifyFD(ft, exec.CommandContext(short(t), "sleep", "60")) }, "was killed by SIGTERM", "its context having ended")
+	failing(t, func(ft TB) { NotifyFD(ft, exec.Command("/nonexistent")) }, "under NOTIFY_FD: ", "/nonexistent",
+		"no such file")
+	failing(t, func(ft TB) { NotifyFD(ft, exec.CommandContext(short(t), "sleep", "60")) }, "was killed by SIGTERM",
+		"its context having ended")
 	failing(t, func(ft TB) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cmd := exec.CommandContext(ctx, "sh", "-c", "echo READY=1 >&3; echo it is written; exec sleep 60")

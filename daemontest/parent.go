@@ -397,7 +397,8 @@ func (p *Process) wait(ctx context.Context) report {
 	case p.PID == 0:
 		p.parent.t.Fatalf("daemontest: %s has left no process behind, so there is none to wait for", p.parent.path)
 	case err != nil:
-		p.parent.t.Fatalf("daemontest: process %d of %s has not ended%s%s%s", p.PID, p.parent.path, because(err), p.history(), p.parent.words())
+		p.parent.t.Fatalf("daemontest: process %d of %s has not ended%s%s%s", p.PID, p.parent.path, because(err),
+			p.history(), p.parent.words())
 	}
 	return last
 }

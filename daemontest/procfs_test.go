@@ -26,7 +26,8 @@ func TestProcessWithAnyName(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, err := readProcess(cmd.Process.Pid)
-	if err != nil || p.pid != cmd.Process.Pid || p.parent != os.Getpid() || p.session != self.session || p.start < self.start || len(p.state) != 1 || p.state == "Z" {
+	if err != nil || p.pid != cmd.Process.Pid || p.parent != os.Getpid() || p.session != self.session ||
+		p.start < self.start || len(p.state) != 1 || p.state == "Z" {
 		t.Errorf("%+v, %v; its parent: %+v", p, err, self)
 	}
 	if pids := descendants(os.Getpid()); !slices.Contains(pids, p.pid) {

@@ -56,7 +56,8 @@ func NotifyAccessAll() Option {
 func Pass(name string, files ...*os.File) Option {
 	return Option{func(s *service) error {
 		if name == "" || !validName(name) {
-			return fmt.Errorf("Pass(%q): the name must be 1 to 255 printable ASCII characters without ':', see FileDescriptorName= in systemd.socket(5)", name)
+			return fmt.Errorf("Pass(%q): the name must be 1 to 255 printable ASCII characters without ':',"+
+				" see FileDescriptorName= in systemd.socket(5)", name)
 		}
 		for i, file := range files {
 			if file == nil {
@@ -131,7 +132,8 @@ func Service(t TB, cmd *exec.Cmd, options ...Option) *Unit {
 // expects that it never is.
 func StartService(t TB, cmd *exec.Cmd, options ...Option) *Unit {
 	t.Helper()
-	s := &service{t: t, path: cmd.Path, env: unsupervised(cmd.Environ()), token: "\x00" + rand.Text() + "\x00", started: make(chan struct{})}
+	s := &service{t: t, path: cmd.Path, env: unsupervised(cmd.Environ()), token: "\x00" + rand.Text() + "\x00",
+		started: make(chan struct{})}
 	t.Cleanup(s.close)
 	pid, err := s.startFirst(cmd, options)
 	if err != nil {
@@ -296,7 +298,8 @@ func (s *service) variables(files []stored) []string {
 		for _, f := range files {
 			names = append(names, f.name)
 		}
-		env = append(env, "LISTEN_FDS="+strconv.Itoa(len(files)), "LISTEN_PID="+ownPID, "LISTEN_FDNAMES="+strings.Join(names, ":"))
+		env = append(env, "LISTEN_FDS="+strconv.Itoa(len(files)), "LISTEN_PID="+ownPID,
+			"LISTEN_FDNAMES="+strings.Join(names, ":"))
 	}
 	return env
 }
@@ -400,7 +403,8 @@ func (s *service) heard(n *Notification) bool {
 		return false
 	}
 	if n.Err == nil && !s.anyone && n.PID != s.main {
-		n.drop(fmt.Errorf("ignored by systemd: pid %d is not the main process, which is %d, and NotifyAccess=all is not set", n.PID, s.main))
+		n.drop(fmt.Errorf("ignored by systemd: pid %d is not the main process, which is %d,"+
+			" and NotifyAccess=all is not set", n.PID, s.main))
 	}
 	s.obey(n)
 	return true

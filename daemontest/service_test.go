@@ -139,7 +139,8 @@ func TestServiceFindsItselfUnderSystemd(t *testing.T) {
 	t.Setenv("NOTIFY_FD", "3")
 	t.Setenv("LISTEN_FDS", "1")
 	t.Setenv("LISTEN_PIDFDID", "1")
-	cmd := shell(`env; echo; ps -o sid= -p $$; grep -E 'Sig(Blk|Ign)' /proc/self/status; ls -1 /proc/$$/fd; readlink /proc/$$/fd/0; echo end; exec sleep 60`)
+	cmd := shell(`env; echo; ps -o sid= -p $$; grep -E 'Sig(Blk|Ign)' /proc/self/status
+		ls -1 /proc/$$/fd; readlink /proc/$$/fd/0; echo end; exec sleep 60`)
 	cmd.Env = append(os.Environ(), "MINE=$$")
 	u := StartService(t, cmd, WatchdogSec(1500*time.Millisecond))
 	eventually(t, "it has printed all", func() bool { return strings.HasSuffix(u.Output(), "end\n") })
@@ -156,7 +157,8 @@ func TestServiceFindsItselfUnderSystemd(t *testing.T) {
 	if !regexp.MustCompile(`(?m)^INVOCATION_ID=[0-9a-f]{32}$`).MatchString(env) {
 		t.Errorf("no INVOCATION_ID in %s", env)
 	}
-	for _, name := range []string{"UPSTART_JOB", "NOTIFY_FD", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID"} {
+	for _, name := range []string{"UPSTART_JOB", "NOTIFY_FD", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
+		"LISTEN_PIDFDID"} {
 		if strings.Contains(env, name+"=") {
 			t.Errorf("%s is set", name)
 		}
@@ -237,23 +239,29 @@ func TestServiceThatIsNotReady(t *testing.T) {
 	}{
 		{"exit", func(ft TB) {
 			Service(ft, serviceProgram(t, "say STATUS=a", "print last words", "exit 1"))
-		}, []string{"no READY=1: the process exited with status 1 after ", "s; it printed \"last words\\n\"; received so far:\n\tafter ", `"STATUS=a" from pid `}},
-		{"killed", func(ft TB) { Service(ft, shell("kill -SEGV $$")) }, []string{"no READY=1: the process was killed by SIGSEGV", "it printed nothing"}},
-		{"left behind", func(ft TB) { Service(ft, shell("sleep 60 & exit 0")) }, []string{"exited with status 0 after", ", and left process ", " behind"}},
+		}, []string{"no READY=1: the process exited with status 1 after ",
+			"s; it printed \"last words\\n\"; received so far:\n\tafter ", `"STATUS=a" from pid `}},
+		{"killed", func(ft TB) { Service(ft, shell("kill -SEGV $$")) },
+			[]string{"no READY=1: the process was killed by SIGSEGV", "it printed nothing"}},
+		{"left behind", func(ft TB) { Service(ft, shell("sleep 60 & exit 0")) },
+			[]string{"exited with status 0 after", ", and left process ", " behind"}},
 		{"by a child", func(ft TB) {
 			u := StartService(ft, byChild())
 			u.Systemd.Next(t.Context())
 			u.Systemd.Wait(short(t), "READY=1")
-		}, []string{"no READY=1: context deadline exceeded (a notification was ignored by systemd: pid ", "is not the main process", "NotifyAccess=all", " when the test ended it; it printed"}},
+		}, []string{"no READY=1: context deadline exceeded (a notification was ignored by systemd: pid ",
+			"is not the main process", "NotifyAccess=all", " when the test ended it; it printed"}},
 		{"beats", func(ft TB) {
 			steps := slices.Repeat([]string{"say WATCHDOG=1"}, 54)
 			u := StartService(ft, serviceProgram(t, append(steps, "say STATUS=x", "sleep")...))
 			u.Systemd.Wait(t.Context(), "STATUS=x")
 			u.Systemd.Wait(short(t), "READY=1")
 		}, []string{`"WATCHDOG=1" from pid `, " (×54, the last ", "ms ago)\n\tafter ", `"STATUS=x" from`}},
-		{"missing", func(ft TB) { Service(ft, exec.Command("/nonexistent")) }, []string{"service: ", "/nonexistent", "no such file"}},
+		{"missing", func(ft TB) { Service(ft, exec.Command("/nonexistent")) },
+			[]string{"service: ", "/nonexistent", "no such file"}},
 		{"not found", func(ft TB) { Service(ft, exec.Command("no-such-command")) }, []string{"no-such-command", "not found"}},
-		{"context", func(ft TB) { Service(ft, exec.CommandContext(short(t), "sleep", "60")) }, []string{"was killed by SIGTERM", "the command's context having ended"}},
+		{"context", func(ft TB) { Service(ft, exec.CommandContext(short(t), "sleep", "60")) },
+			[]string{"was killed by SIGTERM", "the command's context having ended"}},
 		{"extra files", func(ft TB) {
 			cmd := shell("exit 0")
 			cmd.ExtraFiles = []*os.File{os.Stdin}
@@ -264,8 +272,10 @@ func TestServiceThatIsNotReady(t *testing.T) {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: "/tmp"}
 			Service(ft, cmd)
 		}, []string{"Chroot"}},
-		{"bad name", func(ft TB) { Service(ft, shell("exit 0"), Pass("a:b")) }, []string{`Pass("a:b")`, "printable ASCII characters without ':'"}},
-		{"no file", func(ft TB) { Service(ft, shell("exit 0"), Pass("a", os.Stdin, nil)) }, []string{`Pass("a"): file 1 is nil`}},
+		{"bad name", func(ft TB) { Service(ft, shell("exit 0"), Pass("a:b")) },
+			[]string{`Pass("a:b")`, "printable ASCII characters without ':'"}},
+		{"no file", func(ft TB) { Service(ft, shell("exit 0"), Pass("a", os.Stdin, nil)) },
+			[]string{`Pass("a"): file 1 is nil`}},
 		{"bad watchdog", func(ft TB) { Service(ft, shell("exit 0"), WatchdogSec(0)) }, []string{"WatchdogSec(0s)"}},
 		{"closed file", func(ft TB) {
 			file, err := os.Open("/dev/null")
@@ -416,7 +426,8 @@ func TestManyFilesArePassed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	u := StartService(t, shell(`echo $LISTEN_FDS; [ -e /proc/$$/fd/602 ] && [ ! -e /proc/$$/fd/603 ]`), Pass("many", slices.Repeat([]*os.File{file}, 600)...))
+	u := StartService(t, shell(`echo $LISTEN_FDS; [ -e /proc/$$/fd/602 ] && [ ! -e /proc/$$/fd/603 ]`),
+		Pass("many", slices.Repeat([]*os.File{file}, 600)...))
 	if status := u.Wait(t.Context()); status != 0 || u.Output() != "600\n" {
 		t.Errorf("%s, printed %q", describe(status), u.Output())
 	}
@@ -552,12 +563,14 @@ func TestMissedBeat(t *testing.T) {
 	before := u.Systemd.Wait(t.Context(), "WATCHDOG=1").Received
 	status := u.MissedBeat(t.Context())
 	// The program is written in Go, which catches SIGABRT and exits.
-	if took := time.Since(before); took < 100*time.Millisecond || status.ExitStatus() != 2 && status.Signal() != unix.SIGABRT {
+	if took := time.Since(before); took < 100*time.Millisecond ||
+		status.ExitStatus() != 2 && status.Signal() != unix.SIGABRT {
 		t.Errorf("the service %s, after %v", describe(status), took)
 	}
 	u = Service(t, serviceProgram(t, "say READY=1\nWATCHDOG=trigger", "sleep"), WatchdogSec(time.Hour))
 	u.MissedBeat(t.Context())
-	u = Service(t, serviceProgram(t, "say READY=1", "say WATCHDOG_USEC=1000", "say STATUS=x", "sleep"), WatchdogSec(time.Hour))
+	u = Service(t, serviceProgram(t, "say READY=1", "say WATCHDOG_USEC=1000", "say STATUS=x", "sleep"),
+		WatchdogSec(time.Hour))
 	u.Systemd.Wait(t.Context(), "STATUS=x")
 	u.MissedBeat(t.Context())
 
@@ -573,7 +586,8 @@ func TestMissedBeat(t *testing.T) {
 }
 
 func TestServicesStreamsAreThoseOfOSExec(t *testing.T) {
-	script := fmt.Sprintf(`echo out; echo err >&2; read x; echo $x; exec "%s" "print last" "say READY=1" sleep`, program(t, "service").Path)
+	script := fmt.Sprintf(`echo out; echo err >&2; read x; echo $x; exec "%s" "print last" "say READY=1" sleep`,
+		program(t, "service").Path)
 	newCmd := func() *exec.Cmd {
 		cmd := shell(script)
 		cmd.Env = append(os.Environ(), testProgram+"=service")

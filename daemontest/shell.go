@@ -246,9 +246,11 @@ func (s *Session) Expect(ctx context.Context, text string) {
 	})
 	switch {
 	case err != nil:
-		s.parent.t.Fatalf("daemontest: %s has not printed %q%s%s; %s", s.parent.path, text, because(err), s.history(), lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s has not printed %q%s%s; %s", s.parent.path, text, because(err), s.history(),
+			lastWords([]byte(s.Output())))
 	case !found:
-		s.parent.t.Fatalf("daemontest: %s has returned and not printed %q; %s", s.parent.path, text, lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s has returned and not printed %q; %s", s.parent.path, text,
+			lastWords([]byte(s.Output())))
 	}
 }
 
@@ -279,9 +281,11 @@ func (s *Session) Stopped(ctx context.Context) syscall.Signal {
 	})
 	switch {
 	case err != nil:
-		s.parent.t.Fatalf("daemontest: %s has not been stopped%s%s; %s", s.parent.path, because(err), s.history(), lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s has not been stopped%s%s; %s", s.parent.path, because(err), s.history(),
+			lastWords([]byte(s.Output())))
 	case last.Event == hasEnded:
-		s.parent.t.Fatalf("daemontest: %s %s and was not stopped; %s", s.parent.path, describe(last.Status), lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s %s and was not stopped; %s", s.parent.path, describe(last.Status),
+			lastWords([]byte(s.Output())))
 	}
 	return last.Status.StopSignal()
 }
@@ -315,7 +319,8 @@ func (s *Session) Prompt(ctx context.Context) *Detached {
 		history := s.lastHistory()
 		s.close()
 		s.parent.end()
-		s.parent.t.Fatalf("daemontest: %s has not returned%s: it has not called Ready, or stays in the foreground%s; %s", s.parent.path, because(err), history, lastWords([]byte(s.Output())))
+		s.parent.t.Fatalf("daemontest: %s has not returned%s: it has not called Ready, or stays in the foreground%s; %s",
+			s.parent.path, because(err), history, lastWords([]byte(s.Output())))
 		return nil
 	}
 	output, _, _ := bytes.Cut(s.screen.all(), s.prompt)

@@ -70,7 +70,8 @@ func TestCommandThatLeavesNothing(t *testing.T) {
 	}
 	for _, test := range tests {
 		d := Shell(t, shell("echo hello; "+test.script))
-		if d.ExitCode() != test.code || d.Status.Signaled() != (test.signal != 0) || test.signal != 0 && d.Status.Signal() != test.signal {
+		if d.ExitCode() != test.code || d.Status.Signaled() != (test.signal != 0) ||
+			test.signal != 0 && d.Status.Signal() != test.signal {
 			t.Errorf("%s: exit code %d, %s", test.script, d.ExitCode(), describe(d.Status))
 		}
 		if d.PID != 0 || len(d.Processes()) != 0 || d.Output != "hello\n" {
@@ -82,7 +83,8 @@ func TestCommandThatLeavesNothing(t *testing.T) {
 	}
 	failing(t, func(ft TB) { Shell(ft, shell("exit 0")).Wait(t.Context()) }, "/bin/sh has left no process behind")
 	quick(t)
-	failing(t, func(ft TB) { StartShell(ft, shell("exec sleep 60")).Wait(short(t)) }, " of /bin/sh has not ended: context deadline")
+	failing(t, func(ft TB) { StartShell(ft, shell("exec sleep 60")).Wait(short(t)) },
+		" of /bin/sh has not ended: context deadline")
 }
 
 func TestCommandFindsItselfInAShell(t *testing.T) {
@@ -94,10 +96,12 @@ func TestCommandFindsItselfInAShell(t *testing.T) {
 	d := Shell(t, cmd)
 	size, rest, _ := strings.Cut(d.Output, "\n")
 	fields := strings.Fields(rest)
-	if size != "24 80" || fields[0] != fields[1] || fields[0] == fields[2] || fields[0] != fields[3] || !strings.HasPrefix(fields[4], "pts/") {
+	if size != "24 80" || fields[0] != fields[1] || fields[0] == fields[2] || fields[0] != fields[3] ||
+		!strings.HasPrefix(fields[4], "pts/") {
 		t.Errorf("size %s; pid, group, session, foreground, terminal: %v", size, fields[:5])
 	}
-	if want := []string{"SigBlk:", "0000000000000000", "SigIgn:", "0000000000000000"}; strings.Join(fields[5:9], " ") != strings.Join(want, " ") {
+	want := "SigBlk: 0000000000000000 SigIgn: 0000000000000000"
+	if got := strings.Join(fields[5:9], " "); got != want {
 		t.Errorf("signals: %v", fields[5:9])
 	}
 	if _, env, ok := strings.Cut(d.Output, "\n0\n1\n2\n\n/\n"); !ok {
@@ -165,7 +169,8 @@ func TestDaemonIsTheSessionLeader(t *testing.T) {
 }
 
 func TestDaemonsEndIsSeen(t *testing.T) {
-	d := Shell(t, shell(`setsid sh -c "trap 'exit 9' TERM; while :; do sleep 0.01; done" </dev/null >/dev/null 2>&1 & exit 2`))
+	d := Shell(t, shell(`setsid sh -c "trap 'exit 9' TERM; while :; do sleep 0.01; done" \
+		</dev/null >/dev/null 2>&1 & exit 2`))
 	// Before the shell has set its trap the signal kills it, which is as good.
 	if err := d.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -222,7 +227,8 @@ func TestCommandIsThatOfOSExec(t *testing.T) {
 	const script = `printf '%s|' "$0" "$@"; pwd; env | grep ^X | sort`
 	tests := []exec.Cmd{
 		{Path: "/bin/pwd"},
-		{Path: "/bin/sh", Args: []string{"-a b", "-c", script, "", "c\nd", "\xff", "-e"}, Env: []string{"X=\xfe", "X=\xff", "XY=\n"}},
+		{Path: "/bin/sh", Args: []string{"-a b", "-c", script, "", "c\nd", "\xff", "-e"},
+			Env: []string{"X=\xfe", "X=\xff", "XY=\n"}},
 		{Path: "./sh", Args: []string{"sh", "-c", script}, Dir: "/bin/"},
 	}
 	for _, test := range tests {
@@ -254,7 +260,8 @@ func TestTypedTextIsRead(t *testing.T) {
 	s.Expect(t.Context(), "name: ")
 	s.Type("b\n")
 	s.Expect(t.Context(), "hello a and b\n")
-	if d := s.Prompt(t.Context()); d.Status != 0 || d.Output != "name: a\nname: b\nhello a and b\n" || s.Output() != d.Output {
+	if d := s.Prompt(t.Context()); d.Status != 0 || d.Output != "name: a\nname: b\nhello a and b\n" ||
+		s.Output() != d.Output {
 		t.Errorf("%s, printed %q and %q", describe(d.Status), d.Output, s.Output())
 	}
 }
@@ -353,7 +360,8 @@ func TestCommandThatDoesNotReturn(t *testing.T) {
 				pids = s.Processes()
 				s.Prompt(short(t))
 				t.Error("Fatalf has returned")
-			}, "/bin/sh has not returned", "deadline", "it has not called Ready, or stays in the foreground", "in state ", `"pid `)
+			}, "/bin/sh has not returned", "deadline", "it has not called Ready, or stays in the foreground",
+				"in state ", `"pid `)
 			if len(f.left) > 0 {
 				t.Errorf("processes are left at the failure: %v", f.left)
 			}
@@ -380,9 +388,11 @@ func TestCommandThatDoesSomethingElse(t *testing.T) {
 		test  func(ft TB)
 		words []string
 	}{
-		{"missing", func(ft TB) { Shell(ft, exec.Command("/nonexistent")) }, []string{"shell", "/nonexistent", "no such file"}},
+		{"missing", func(ft TB) { Shell(ft, exec.Command("/nonexistent")) },
+			[]string{"shell", "/nonexistent", "no such file"}},
 		{"not found", func(ft TB) { Shell(ft, exec.Command("no-such-command")) }, []string{"no-such-command", "not found"}},
-		{"no directory", func(ft TB) { Shell(ft, &exec.Cmd{Path: "/bin/sh", Dir: "/nonexistent"}) }, []string{"/bin/sh", "/nonexistent", "no such file"}},
+		{"no directory", func(ft TB) { Shell(ft, &exec.Cmd{Path: "/bin/sh", Dir: "/nonexistent"}) },
+			[]string{"/bin/sh", "/nonexistent", "no such file"}},
 		{"writer", func(ft TB) {
 			cmd := shell("exit 0")
 			cmd.Stdout = new(bytes.Buffer)
@@ -396,8 +406,10 @@ func TestCommandThatDoesSomethingElse(t *testing.T) {
 			s.Expect(t.Context(), "a\n")
 			s.Expect(short(t), "a\n")
 		}, []string{"has not printed", "deadline", `"a\n"`}},
-		{"not stopped", func(ft TB) { StartShell(ft, exec.Command("sleep", "60")).Stopped(short(t)) }, []string{"has not been stopped", "deadline"}},
-		{"ended", func(ft TB) { StartShell(ft, shell("echo a; exit 3")).Stopped(t.Context()) }, []string{"exited with status 3", "was not stopped"}},
+		{"not stopped", func(ft TB) { StartShell(ft, exec.Command("sleep", "60")).Stopped(short(t)) },
+			[]string{"has not been stopped", "deadline"}},
+		{"ended", func(ft TB) { StartShell(ft, shell("echo a; exit 3")).Stopped(t.Context()) },
+			[]string{"exited with status 3", "was not stopped"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { failing(t, test.test, test.words...) })

@@ -192,7 +192,8 @@ func TestEnvironmentIsTheTests(t *testing.T) {
 	passing(t, func(t TB) {
 		t.(*fakeT).T.Run("inner", func(t *testing.T) {
 			Systemd(t)
-			for _, name := range []string{"UPSTART_JOB", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "SYSTEMD_EXEC_PID"} {
+			for _, name := range []string{"UPSTART_JOB", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID",
+				"LISTEN_FDNAMES", "SYSTEMD_EXEC_PID"} {
 				// Empty, not unset: what a library remembers of a variable that it
 				// has unset does not count then.
 				if value, ok := os.LookupEnv(name); value != "" || !ok {
@@ -327,7 +328,8 @@ func TestNotificationThatDoesNotArrive(t *testing.T) {
 			mustSend(t, s.Addr(), "READY=1\\")
 			s.Next(t.Context())
 			s.Wait(short(t), "READY=1")
-		}, "no READY=1", "deadline", `"STATUS=taken"`, `"STATUS=skipped\n"`, fmt.Sprintf("pid %d", os.Getpid()), "1 file", `"READY=1\\"`, "backslash")
+		}, "no READY=1", "deadline", `"STATUS=taken"`, `"STATUS=skipped\n"`, fmt.Sprintf("pid %d", os.Getpid()),
+			"1 file", `"READY=1\\"`, "backslash")
 	})
 	t.Run("bare key", func(t *testing.T) {
 		failing(t, func(ft TB) { Systemd(ft).Wait(t.Context(), "READY") }, `wait for "READY": want KEY=VALUE`)

@@ -150,7 +150,8 @@ func (j *Job) instead(first report, err error) (what string) {
 		what = fmt.Sprintf("%s after %v and had not stopped itself", describe(first.Status), rounded(first.After))
 	}
 	if len(first.Left) > 0 {
-		what += fmt.Sprintf(", and left process %d behind: `expect stop` is about the process that was started", first.Left[0])
+		what += fmt.Sprintf(", and left process %d behind: `expect stop` is about the process that was started",
+			first.Left[0])
 	}
 	return what
 }
@@ -195,7 +196,8 @@ func (j *Job) logUnanswered() {
 	j.parent.end()
 	for _, s := range j.Stops() {
 		if !s.Answered {
-			j.parent.t.Logf("daemontest: upstart job (pid %d) was stopped by %s after %v, which init never answers", j.PID, unix.SignalName(s.Signal), rounded(s.After))
+			j.parent.t.Logf("daemontest: upstart job (pid %d) was stopped by %s after %v, which init never answers",
+				j.PID, unix.SignalName(s.Signal), rounded(s.After))
 		}
 	}
 }

@@ -83,13 +83,15 @@ func TestJobThatDoesNotStop(t *testing.T) {
 		cmd   *exec.Cmd
 		words []string
 	}{
-		{"exit", shell("head -c 200000 /dev/zero; echo a word >&2; exit 3"), []string{"/bin/sh exited with status 3 after", "had not stopped", "a word"}},
+		{"exit", shell("head -c 200000 /dev/zero; echo a word >&2; exit 3"),
+			[]string{"/bin/sh exited with status 3 after", "had not stopped", "a word"}},
 		{"success", shell("exit 0"), []string{"exited with status 0"}},
 		{"killed", shell("kill -KILL $$"), []string{"was killed by SIGKILL"}},
 		{"missing", exec.Command("/nonexistent"), []string{"/nonexistent", "no such file"}},
 		{"not found", exec.Command("no-such-command"), []string{"no-such-command", "not found"}},
 		{"no directory", &exec.Cmd{Path: "/bin/sh", Dir: "/nonexistent"}, []string{"/nonexistent", "no such file"}},
-		{"fork", shell("sleep 60 & exit 0"), []string{"exited with status 0", "left process", "the process that was started"}},
+		{"fork", shell("sleep 60 & exit 0"),
+			[]string{"exited with status 0", "left process", "the process that was started"}},
 		{"stop of a child", shell("sh -c 'kill -STOP $$' & sleep 0.1; exit 7"), []string{"exited with status 7"}},
 		// A session of its own has no job control: the kernel discards SIGTSTP
 		// there, and so it does with the real upstart.
@@ -106,7 +108,8 @@ func TestJobThatDoesNotStop(t *testing.T) {
 		failing(t, func(t TB) { Upstart(t, cmd) }, "was stopped by SIGTSTP", "is about SIGSTOP", "a word")
 	})
 	t.Run("nothing", func(t *testing.T) {
-		f := failing(t, func(ft TB) { upstart(patient(t), ft, shell("echo $$; sleep 60 & exec sleep 60")) }, "has not stopped itself", "deadline", "in state ", `\n`)
+		f := failing(t, func(ft TB) { upstart(patient(t), ft, shell("echo $$; sleep 60 & exec sleep 60")) },
+			"has not stopped itself", "deadline", "in state ", `\n`)
 		if len(f.left) > 0 {
 			t.Errorf("processes are left at the failure: %v", f.left)
 		}
@@ -122,7 +125,9 @@ func TestJobThatDoesNotStop(t *testing.T) {
 				})
 			})
 		}()
-		failing(t, func(ft TB) { upstart(ctx, ft, shell("sh -c 'kill -STOP $$'; exit 7")) }, "has not stopped itself: context canceled, but process ", " below it has: `expect stop` is about the process that was started")
+		failing(t, func(ft TB) { upstart(ctx, ft, shell("sh -c 'kill -STOP $$'; exit 7")) },
+			"has not stopped itself: context canceled, but process ",
+			" below it has: `expect stop` is about the process that was started")
 	})
 	t.Run("context", func(t *testing.T) {
 		cmd := exec.CommandContext(short(t), "sleep", "60")
@@ -238,8 +243,10 @@ func TestJobIsEndedWithTheTest(t *testing.T) {
 		name, script, said string
 		stops              int
 	}{
-		{"gentle", `trap 'echo "got TERM" >&3; exit' TERM; kill -STOP $$; while :; do sleep 0.01; done`, "got TERM\n", 1},
-		{"stopped", `trap 'echo "got TERM" >&3; exit' TERM; kill -STOP $$; kill -STOP $$; while :; do sleep 0.01; done`, "got TERM\n", 2},
+		{"gentle", `trap 'echo "got TERM" >&3; exit' TERM; kill -STOP $$
+			while :; do sleep 0.01; done`, "got TERM\n", 1},
+		{"stopped", `trap 'echo "got TERM" >&3; exit' TERM; kill -STOP $$; kill -STOP $$
+			while :; do sleep 0.01; done`, "got TERM\n", 2},
 		{"deaf", `trap '' TERM; kill -STOP $$; while :; do sleep 0.01; done`, "", 1},
 		{"with children", `(trap '' TERM; sleep 60) & setsid sleep 60 & kill -STOP $$; exec sleep 60`, "", 1},
 	}
@@ -349,7 +356,8 @@ func TestRespawnedJobIsEndedGently(t *testing.T) {
 func TestJobThatIsNotRespawned(t *testing.T) {
 	// What stops only at its first run, and then does something else.
 	once := func(then string) *exec.Cmd {
-		return shell("[ -e \"$1\" ] || { echo >\"$1\"; kill -STOP $$; exec sleep 60; }; echo a word; "+then, filepath.Join(t.TempDir(), "ran"))
+		return shell("[ -e \"$1\" ] || { echo >\"$1\"; kill -STOP $$; exec sleep 60; }; echo a word; "+then,
+			filepath.Join(t.TempDir(), "ran"))
 	}
 	for _, test := range []struct {
 		name  string

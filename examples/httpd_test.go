@@ -274,7 +274,8 @@ func TestHTTPDSaysWhyItFails(t *testing.T) {
 		systemd, ctx := daemontest.Systemd(t), patient(t)
 		p := start(t, command("httpd", "-addr", address))
 		n := systemd.Next(ctx)
-		if errno, _ := n.Get("ERRNO"); errno != strconv.Itoa(int(syscall.EADDRINUSE)) || !strings.Contains(status(n), "in use") {
+		if errno, _ := n.Get("ERRNO"); errno != strconv.Itoa(int(syscall.EADDRINUSE)) ||
+			!strings.Contains(status(n), "in use") {
 			t.Errorf("%v", n)
 		}
 		p.exit(1)
@@ -289,7 +290,8 @@ func TestHTTPDSaysWhyItFails(t *testing.T) {
 
 func TestHTTPDUnderUpstart(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
-	job := daemontest.Upstart(t, command("httpd", "-addr", anyPort, "-log", log, "-page", page(t, "{{.PID}} {{.Supervisor}}")))
+	job := daemontest.Upstart(t, command("httpd", "-addr", anyPort, "-log", log, "-page",
+		page(t, "{{.PID}} {{.Supervisor}}")))
 	if text := get(t, serving(t, read(t, log))); text != fmt.Sprint(job.PID, " upstart") {
 		t.Errorf("the job is process %d, served by %s", job.PID, text)
 	}
@@ -336,7 +338,8 @@ func TestHTTPDFromAShell(t *testing.T) {
 	eventually(t, "the page is the second", func() bool { return get(t, address) == "second" })
 	rotate(t, log, d)
 	reload("{{.BrokenAgain")
-	eventually(t, "the new log tells of the reload", func() bool { return strings.Contains(read(t, log), "reload: template") })
+	eventually(t, "the new log tells of the reload",
+		func() bool { return strings.Contains(read(t, log), "reload: template") })
 
 	if err := d.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

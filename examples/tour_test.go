@@ -194,7 +194,8 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 				args = append(args[:5], os.Args[0])
 			}
 			printed, code := tourIn(t, environment, args...)
-			if code != 1 || !strings.Contains(printed, "BROKEN  "+test.promise+".\n") || strings.Count(printed, "BROKEN") != 1 {
+			if code != 1 || !strings.Contains(printed, "BROKEN  "+test.promise+".\n") ||
+				strings.Count(printed, "BROKEN") != 1 {
 				t.Errorf("exit status %d, and not, or not only, broken: %s\n%s", code, test.promise, printed)
 			}
 			if reason := reasons[test.promise+" within "+test.timeout]; !strings.Contains(printed, "           "+reason) {
@@ -255,7 +256,8 @@ func TestTourTellsHowItIsUsed(t *testing.T) {
 }
 
 func TestTourRefusesAnUnknownWay(t *testing.T) {
-	if printed, code := tour(t, "-as", "launchd"); code != 2 || !strings.Contains(printed, "systemd, descriptor, upstart and shell") {
+	if printed, code := tour(t, "-as", "launchd"); code != 2 ||
+		!strings.Contains(printed, "systemd, descriptor, upstart and shell") {
 		t.Errorf("exit status %d: %s", code, printed)
 	}
 }

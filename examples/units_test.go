@@ -102,7 +102,8 @@ func TestOpenRCCommand(t *testing.T) {
 	dir := t.TempDir() // the spool
 	script := filepath.Join(t.TempDir(), "worker.openrc")
 	log := filepath.Join(t.TempDir(), "log")
-	write(t, script, strings.NewReplacer("/var/spool/worker", dir, "/var/log/worker.log", log).Replace(installed(t, "worker/worker.openrc")))
+	paths := strings.NewReplacer("/var/spool/worker", dir, "/var/log/worker.log", log)
+	write(t, script, paths.Replace(installed(t, "worker/worker.openrc")))
 	// As supervise-daemon.sh puts the command line together.
 	run := func() *process {
 		return start(t, exec.Command("sh", "-c", `. "$0"; eval exec $command $command_args $command_args_foreground`, script))

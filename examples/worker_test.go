@@ -342,7 +342,8 @@ func TestWorkerSaysWhyItFails(t *testing.T) {
 // failed checks that a notification says that there is no such directory.
 func failed(t *testing.T, n daemontest.Notification) {
 	t.Helper()
-	if errno, _ := n.Get("ERRNO"); errno != strconv.Itoa(int(syscall.ENOENT)) || !strings.Contains(status(n), "no such file") {
+	if errno, _ := n.Get("ERRNO"); errno != strconv.Itoa(int(syscall.ENOENT)) ||
+		!strings.Contains(status(n), "no such file") {
 		t.Errorf("%v", n)
 	}
 }

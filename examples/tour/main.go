@@ -30,7 +30,8 @@ import (
 
 var (
 	as      = flag.String("as", "", "start the daemon only as systemd, descriptor (NOTIFY_FD), upstart or shell would")
-	timeout = flag.Duration("timeout", daemontest.Timeout, "how long the daemon may take to get ready (under NOTIFY_FD and upstart 30s at most), and to end")
+	timeout = flag.Duration("timeout", daemontest.Timeout,
+		"how long the daemon may take to get ready (under NOTIFY_FD and upstart 30s at most), and to end")
 )
 
 // A way is one to start a daemon.

@@ -308,7 +308,8 @@ func TestSystemdAnalyzeHasNothingToSayOfTheUnit(t *testing.T) {
 	if err := os.WriteFile(unit, []byte(strings.ReplaceAll(string(text), installed, binary)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("systemd-analyze", "verify", "--recursive-errors=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
+	verify := exec.Command("systemd-analyze", "verify", "--recursive-errors=no", unit)
+	if out, err := verify.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("%v: %s", err, out)
 	}
 }

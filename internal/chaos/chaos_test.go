@@ -567,7 +567,8 @@ func (c *chaosTally) String() string {
 		text += fmt.Sprintf("%5d %s%s\n", total, hit, results)
 	}
 	if n := len(c.took); n > 0 {
-		text += fmt.Sprintf("the end of all processes came %v after the signal (median), at the latest %v", c.took[n/2], c.took[n-1])
+		text += fmt.Sprintf("the end of all processes came %v after the signal (median), at the latest %v",
+			c.took[n/2], c.took[n-1])
 	}
 	return text
 }

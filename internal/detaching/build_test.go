@@ -184,7 +184,11 @@ func mustDetachAndFail(t *testing.T, command func() *exec.Cmd, status3, terminat
 		end        func(second *testdaemon.Puppet)
 	}{
 		{"ready", "exit 0", func(second *testdaemon.Puppet) { second.Do("ready"); second.MustBeDetached() }},
-		{"detach", "exit 0", func(second *testdaemon.Puppet) { second.Do("detach"); second.Do("ready"); second.MustBeDetached() }},
+		{"detach", "exit 0", func(second *testdaemon.Puppet) {
+			second.Do("detach")
+			second.Do("ready")
+			second.MustBeDetached()
+		}},
 		{"ready", status3, func(second *testdaemon.Puppet) { second.Leaves("123") }},
 		{"detach", terminated, func(second *testdaemon.Puppet) { unix.Kill(second.PID, unix.SIGTERM); second.Ends() }},
 	} {
@@ -202,11 +206,13 @@ func mustDetachAndFail(t *testing.T, command func() *exec.Cmd, status3, terminat
 func TestReadyIsAnErrorInGoTest(t *testing.T) {
 	t.Parallel()
 	dir := module(t)
-	for variable, want := range map[string]int{"UPSTART_JOB=": 2, "UPSTART_JOB=job": 1} { // errors: Detach does nothing in a job
+	errors := map[string]int{"UPSTART_JOB=": 2, "UPSTART_JOB=job": 1} // Detach does nothing in a job
+	for variable, want := range errors {
 		test := testdaemon.GoCommand(t, dir, "test", "-mod=mod", "-count=1", "-v", ".")
 		test.Env = append(test.Env, variable)
 		out := mustRun(t, test)
-		if strings.Count(out, "a test binary does not detach") != want || strings.Count(out, "use package daemontest") != want {
+		if strings.Count(out, "a test binary does not detach") != want ||
+			strings.Count(out, "use package daemontest") != want {
 			t.Errorf("%s go test: %s", variable, out)
 		}
 	}

@@ -160,7 +160,8 @@ func TestStaysWhereSomethingHoldsOnToTheProcess(t *testing.T) {
 			for _, order := range []string{"detach", "ready", "ready", "ready-at-once", "detach"} {
 				p.Do(order)
 			}
-			if after := p.Stat(); after.Session != before.Session || after.Parent != before.Parent || p.Standard() != standard {
+			if after := p.Stat(); after.Session != before.Session || after.Parent != before.Parent ||
+				p.Standard() != standard {
 				t.Errorf("it was %+v %q, and is %+v %q", before, standard, after, p.Standard())
 			}
 			p.Do("say here")
@@ -577,7 +578,8 @@ func TestProgramKeepsItsNameWhereProcCannotBeWritten(t *testing.T) {
 			for _, p := range []*testdaemon.Puppet{second, first} {
 				comm := fmt.Sprintf("/proc/%d/comm", p.PID)
 				want := filepath.Base(cmd.Path)[:15] + "\n"
-				testdaemon.WaitUntil(t, "the name "+want, func() bool { name, _ := os.ReadFile(comm); return string(name) == want })
+				testdaemon.WaitUntil(t, "the name "+want,
+					func() bool { name, _ := os.ReadFile(comm); return string(name) == want })
 			}
 			second.Do("ready")
 			c.Exit()
@@ -626,7 +628,8 @@ func TestDetachesWithoutProc(t *testing.T) {
 			script := `mount -t tmpfs none /proc || exit 9; exec "$@"`
 			if test.directory == "/" {
 				root := t.TempDir()
-				script = fmt.Sprintf(`mount --rbind / '%[1]s' && mount -t tmpfs none '%[1]s/proc' || exit 9; exec chroot '%[1]s' "$@"`, root)
+				script = fmt.Sprintf(`mount --rbind / '%[1]s' && mount -t tmpfs none '%[1]s/proc' || exit 9
+			exec chroot '%[1]s' "$@"`, root)
 			}
 			l := testdaemon.NewLine(t)
 			cmd := l.Command()
@@ -657,7 +660,8 @@ func TestIgnoredSignalsStayIgnored(t *testing.T) {
 		{"HUP and INT, which main catches", `trap "" HUP INT; exec "$@"`, "catch HUP INT TERM", "HUP INT"},
 		{"INT, and main ignores others", `trap "" INT; exec "$@"`, "ignore HUP TERM QUIT USR1", "INT"},
 		{"those of job control", `trap "" TSTP TTIN TTOU; exec "$@"`, "", "TSTP TTIN TTOU"},
-		{"those of job control, which main catches", `trap "" TSTP TTIN TTOU; exec "$@"`, "catch TSTP TTIN TTOU", "TSTP TTIN TTOU"},
+		{"those of job control, which main catches", `trap "" TSTP TTIN TTOU; exec "$@"`, "catch TSTP TTIN TTOU",
+			"TSTP TTIN TTOU"},
 		{"none, and main ignores some", `exec "$@"`, "ignore HUP INT", ""},
 		{"none", `exec "$@"`, "", ""},
 	} {
@@ -671,10 +675,11 @@ func TestIgnoredSignalsStayIgnored(t *testing.T) {
 			}
 			second := first.Detaches("ready")
 			for _, p := range []*testdaemon.Puppet{first, second} { // the launcher SIGQUIT, too, for an instant
-				testdaemon.WaitUntil(t, fmt.Sprintf("%q to be ignored by %d as at first (%q)", test.ignored, p.PID, before), func() bool {
-					got := ignored(t, p)
-					return got == test.ignored && got == before
-				})
+				testdaemon.WaitUntil(t,
+					fmt.Sprintf("%q to be ignored by %d as at first (%q)", test.ignored, p.PID, before), func() bool {
+						got := ignored(t, p)
+						return got == test.ignored && got == before
+					})
 			}
 			for name := range strings.FieldsSeq(test.ignored) {
 				for _, p := range []*testdaemon.Puppet{first, second} {

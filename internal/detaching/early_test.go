@@ -199,12 +199,14 @@ func TestInitializerThatTakesWhatMainIsToHave(t *testing.T) {
 	}
 	for _, variable := range []string{"NOTIFY_SOCKET", "NOTIFY_FD", "UPSTART_JOB"} {
 		t.Run(variable, func(t *testing.T) {
-			refuses(t, `exec "$@"`, "removed its supervisor's variables", "EARLY=unset the supervisor", "VARIABLE="+variable, variable+"=3")
+			refuses(t, `exec "$@"`, "removed its supervisor's variables", "EARLY=unset the supervisor",
+				"VARIABLE="+variable, variable+"=3")
 		})
 	}
 	for _, early := range []string{"take what is passed", "take what is passed, and unset"} {
 		t.Run(early, func(t *testing.T) {
-			refuses(t, `LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"`, "an initializer has taken what the supervisor passed", "EARLY="+early)
+			refuses(t, `LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"`, "an initializer has taken what the supervisor passed",
+				"EARLY="+early)
 		})
 	}
 }
@@ -371,7 +373,8 @@ func TestNoInstantShowsTheLauncher(t *testing.T) {
 					second.Leaves("exit 2") // as the first process does, if it was hit
 				}
 				mustEndOf(t, c, "SIGQUIT, exit 2")
-				if printed := c.Printed(); strings.Contains(printed, "runtime.main()") && !strings.Contains(printed, "main.main()") {
+				if printed := c.Printed(); strings.Contains(printed, "runtime.main()") &&
+					!strings.Contains(printed, "main.main()") {
 					t.Fatalf("the launcher shows itself: %s", printed)
 				}
 				l.MustBeOver()

@@ -92,7 +92,8 @@ func TestEachCallerSeesAFailure(t *testing.T) {
 				if got := c.Exit(); got != f.exit {
 					t.Errorf("the caller sees %s, want %s", got, f.exit)
 				}
-				if verb == "ready" && !strings.Contains(name, "error") && strings.ReplaceAll(c.Printed(), "\r", "") != "no shop\n" {
+				if verb == "ready" && !strings.Contains(name, "error") &&
+					strings.ReplaceAll(c.Printed(), "\r", "") != "no shop\n" {
 					t.Errorf("printed %q", c.Printed())
 				}
 				l.MustBeOver()

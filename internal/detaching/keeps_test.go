@@ -254,7 +254,8 @@ func TestDynamicLoaderIsNotStartedInPlaceOfTheProgram(t *testing.T) {
 	build.Env = append(build.Env, "CGO_ENABLED=1")
 	mustRun(t, build)
 	// The loader is what the program itself asks for (PT_INTERP).
-	out, err := exec.Command("sh", "-c", `ldd "$0" | sed -n 's|^[[:space:]]*\(/[^ ]*ld[^ ]*\) .*|\1|p'`, filepath.Join(dir, "program")).Output()
+	out, err := exec.Command("sh", "-c", `ldd "$0" | sed -n 's|^[[:space:]]*\(/[^ ]*ld[^ ]*\) .*|\1|p'`,
+		filepath.Join(dir, "program")).Output()
 	loader := strings.TrimSpace(string(out))
 	if err != nil || loader == "" {
 		t.Fatalf("ldd: %q, %v", out, err)
@@ -266,7 +267,8 @@ func TestDynamicLoaderIsNotStartedInPlaceOfTheProgram(t *testing.T) {
 				cmd := l.Called(exec.Command(loader, "./program", "/bin/echo", "HELLO"))
 				cmd.Dir, cmd.Env = dir, append(testdaemon.BareEnvironment(), cmd.Env...)
 				if !proc {
-					cmd = testdaemon.InNamespaces(t, testdaemon.UnderShell(cmd, `mount -t tmpfs none /proc || exit 9; exec "$@"`), "--mount")
+					cmd = testdaemon.InNamespaces(t,
+						testdaemon.UnderShell(cmd, `mount -t tmpfs none /proc || exit 9; exec "$@"`), "--mount")
 				}
 				c := l.Pipe(cmd)
 				first := l.Process()
@@ -319,7 +321,8 @@ func TestProgramUnderTheNameOfAnotherIsStartedAgain(t *testing.T) {
 					t.Errorf("its arguments are %s", got)
 				}
 				second.Do("ready")
-				if got := c.Exit(); got != "exit 0" || strings.Contains(c.Printed(), "HELLO") { // -race misses /proc, and says so
+				if got := c.Exit(); got != "exit 0" ||
+					strings.Contains(c.Printed(), "HELLO") { // -race misses /proc, and says so
 					t.Errorf("the caller sees %s and %s", got, c.Printed())
 				}
 			})
@@ -339,7 +342,8 @@ func TestLeaderOfAGroupInAPIDNamespaceGetsReady(t *testing.T) {
 				}
 				l := testdaemon.NewLine(t)
 				// The outer shell is PID 1, whose end would be the daemon's.
-				cmd := testdaemon.UnderShell(l.Command(), `"$0" -c '"$@"' "$0" "$@"; code=$?; read -r _ <'`+fifo+`'; exit $code`)
+				cmd := testdaemon.UnderShell(l.Command(),
+					`"$0" -c '"$@"' "$0" "$@"; code=$?; read -r _ <'`+fifo+`'; exit $code`)
 				c := l.Pipe(testdaemon.InNamespaces(t, cmd, "--pid", "--fork", "--mount-proc", "--kill-child"))
 				first := l.Process()
 				first.Do("background")

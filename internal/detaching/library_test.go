@@ -252,7 +252,8 @@ func TestLibraryDoesNotStartItsHostAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			command := host(t)
-			for variable, want := range map[string]int{"UPSTART_JOB=": 3, "UPSTART_JOB=job": 1} { // errors: Detach does nothing in a job
+			errors := map[string]int{"UPSTART_JOB=": 3, "UPSTART_JOB=job": 1} // Detach does nothing in a job
+			for variable, want := range errors {
 				l := testdaemon.NewLine(t)
 				cmd := l.Called(exec.Command(command[0], command[1:]...))
 				cmd.Env = append(append(testdaemon.BareEnvironment(), cmd.Env...), variable)
@@ -261,7 +262,8 @@ func TestLibraryDoesNotStartItsHostAgain(t *testing.T) {
 				if strings.Contains(name, "initializers") {
 					want *= 2
 				}
-				cure := map[string]string{"UPSTART_JOB=": "call daemon.Foreground", "UPSTART_JOB=job": "unset UPSTART_JOB"}[variable]
+				cure := map[string]string{"UPSTART_JOB=": "call daemon.Foreground",
+					"UPSTART_JOB=job": "unset UPSTART_JOB"}[variable]
 				if got != "exit 7" || strings.Count(printed, "main begins") != 1 ||
 					strings.Count(printed, "daemon: ") != want || strings.Count(printed, cure) != want {
 					t.Errorf("%s: the caller sees %s and %s", variable, got, printed)

@@ -100,7 +100,8 @@ func TestParentThatProcHidesIsAReasonNotToDetach(t *testing.T) {
 				l := testdaemon.NewLine(t)
 				// The outer shell is PID 1, whose end would be the daemon's.
 				cmd := testdaemon.UnderShell(l.Command(), fmt.Sprintf(
-					`mount -t proc -o hidepid=%d none /proc || exit 9; setsid sh -c '%s "$@"; exit $?' "$0" "$@"; code=$?; read -r _ <'%s'; exit $code`,
+					`mount -t proc -o hidepid=%d none /proc || exit 9
+				setsid sh -c '%s "$@"; exit $?' "$0" "$@"; code=$?; read -r _ <'%s'; exit $code`,
 					test.hidepid, asNobody(t), fifo))
 				c := l.Pipe(testdaemon.InNamespaces(t, cmd, "--mount", "--pid", "--fork", "--kill-child"))
 				p := l.Process()
@@ -191,7 +192,8 @@ func TestOtherProgramIsNotStartedWithoutProc(t *testing.T) {
 	}{
 		{"replaced", `mount -t tmpfs none /proc || exit 9; exec "$@"`, replace, "stale"},
 		{"removed", `mount -t tmpfs none /proc || exit 9; exec "$@"`, os.Remove, "no such file"},
-		{"replaced, in a chroot", `mount --rbind / ROOT && mount -t tmpfs none ROOT/proc || exit 9; exec chroot ROOT "$@"`, replace, "stale"},
+		{"replaced, in a chroot", `mount --rbind / ROOT && mount -t tmpfs none ROOT/proc || exit 9
+			exec chroot ROOT "$@"`, replace, "stale"},
 	} {
 		for _, verb := range []string{"ready", "detach"} {
 			t.Run(test.name+"/"+verb, func(t *testing.T) {

@@ -95,7 +95,8 @@ func TestDocumentsFaultsAreFound(t *testing.T) {
 		{"good Go file", fence("go", "package main\n\nfunc main() {}"), ""},
 		{"good Go fragment", fence("go", "daemon.Stopping()\nlog.Print(http.StatusOK)"), ""},
 		{"good test", fence("go", "package main\n\nimport \"testing\"\n\nfunc TestX(t *testing.T) { t.Log() }"), ""},
-		{"good test without imports", fence("go", "func TestX(t *testing.T) { daemontest.Service(t, exec.Command(mydaemon)) }"), ""},
+		{"good test without imports",
+			fence("go", "func TestX(t *testing.T) { daemontest.Service(t, exec.Command(mydaemon)) }"), ""},
 		{"good change", fence("diff", "-old.Ready()\n+daemon.Ready()\n \n daemon.Stopping()"), ""},
 		{"good shell lines", fence("sh", "go version # any\nsystemctl start mydaemon\ntrue &&\\\n  true"), ""},
 		{"tests are compiled, not run", fence("sh", `mkdir test
@@ -106,7 +107,8 @@ go test ./test`), ""},
 		{"good drop-in", fence("ini", "[Service]\nWatchdogSec=3"), ""},
 		{"good socket", fence("ini", "[Socket]\nListenStream=80"), ""},
 		{"good conf", fence("upstart", "expect stop\nexec /no/such/program\npost-start script\n  any\nend script"), ""},
-		{"good links", "# A `b`, c!\n[a](go.mod) [b](#a-b-c) [c](https://no.such.host/) [y](y.md) [y](y.md#a) `[d](e)` e[^1]\n[^1]: f\n", ""},
+		{"good links", "# A `b`, c!\n[a](go.mod) [b](#a-b-c) [c](https://no.such.host/)" +
+			" [y](y.md) [y](y.md#a) `[d](e)` e[^1]\n[^1]: f\n", ""},
 
 		{"Go that does not parse", fence("go", "package main\n\nfunc main() {"), "x.md:4"},
 		{"Go that does not compile", fence("go", "package main\n\nfunc main() { daemon.Ready() }"), "x.md:4"},
@@ -115,7 +117,8 @@ go test ./test`), ""},
 		{"Go that vet finds fault with", fence("go", "log.Printf(\"%d\", \"x\")"), "x.md:2"},
 		{"Go that is not formatted", fence("go", "daemon.Ready( )"), "gofmt"},
 		{"test that does not compile", fence("go", "package documents_test\n\nfunc TestX(t *testing.T) {}"), "x.md:4"},
-		{"test without imports that does not compile", fence("go", "func TestX(t *testing.T) {\n\tdaemontest.Servant(t)\n}"), "x.md:3"},
+		{"test without imports that does not compile",
+			fence("go", "func TestX(t *testing.T) {\n\tdaemontest.Servant(t)\n}"), "x.md:3"},
 		{"change that does not compile", fence("diff", "-daemon.Ready()\n+daemon.Wreddy()"), "x.md:3"},
 		{"shell line that fails", fence("sh", "true\ngo run ./no/such/program\ntrue"), "no/such/program"},
 		{"console line that fails", fence("console", "output\n$ exit 3"), "exit status 3"},
@@ -213,7 +216,8 @@ func blocksOf(d document) (blocks []block, faults []string) {
 			indent = fence[1]
 			inside = &block{document: d.path, line: i + 2, language: fence[2]}
 			if _, known := languages[inside.language]; !known {
-				faults = append(faults, fmt.Sprintf("%v: no language that a test knows: use one of the test's, or text", inside))
+				faults = append(faults,
+					fmt.Sprintf("%v: no language that a test knows: use one of the test's, or text", inside))
 			}
 		case fence != nil:
 			blocks = append(blocks, *inside)
@@ -280,7 +284,8 @@ func goFile(b block) (name, source string) {
 	_, err := parser.ParseFile(token.NewFileSet(), "", b.text, parser.PackageClauseOnly)
 	switch {
 	case err != nil && isTest.MatchString(b.text):
-		return "fragment_test.go", "package fragment\n" + importsOf(b.text) + "var mydaemon string // see daemontest\n" + position + b.text
+		return "fragment_test.go", "package fragment\n" + importsOf(b.text) +
+			"var mydaemon string // see daemontest\n" + position + b.text
 	case err != nil:
 		return "fragment.go", "package fragment\n" + importsOf(b.text) + "func _() {\n" + position + b.text + "}\n"
 	case isTest.MatchString(b.text):

@@ -17,16 +17,21 @@ func TestUnsetVariablesAreRememberedWhileTheyAreAbsent(t *testing.T) {
 		heard        [2]string
 	}{
 		{"remembered", "NOTIFY_SOCKET=A WATCHDOG_USEC=1000 unset 1", []string{"1 systemd 1ms"}, [2]string{"1", ""}},
-		{"two at a time", "NOTIFY_SOCKET=A WATCHDOG_USEC=1000 WATCHDOG_PID=1 unset 1 WATCHDOG_PID= 2", []string{"1 systemd 0s", "2 systemd 1ms"}, [2]string{"1 2", ""}},
+		{"two at a time", "NOTIFY_SOCKET=A WATCHDOG_USEC=1000 WATCHDOG_PID=1 unset 1 WATCHDOG_PID= 2",
+			[]string{"1 systemd 0s", "2 systemd 1ms"}, [2]string{"1 2", ""}},
 		{"unset twice", "NOTIFY_SOCKET=A unset unset 1", []string{"1 systemd 0s"}, [2]string{"1", ""}},
 		{"removed by someone else", "NOTIFY_SOCKET=A -NOTIFY_SOCKET unset 1", []string{"1 none 0s"}, [2]string{"", ""}},
 		{"never set", "unset 1 NOTIFY_SOCKET=A 2", []string{"1 none 0s", "2 systemd 0s"}, [2]string{"2", ""}},
 		{"set again", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET=B 1", []string{"1 systemd 0s"}, [2]string{"", "1"}},
-		{"set again, empty", "NOTIFY_SOCKET=A WATCHDOG_USEC=1000 unset NOTIFY_SOCKET= 1 WATCHDOG_USEC= 2", []string{"1 none 1ms", "2 none 0s"}, [2]string{"", ""}},
-		{"set and removed", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET=B 1 -NOTIFY_SOCKET 2", []string{"1 systemd 0s", "2 none 0s"}, [2]string{"", "1"}},
-		{"set and unset", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET=B 1 unset 2", []string{"1 systemd 0s", "2 systemd 0s"}, [2]string{"", "1 2"}},
+		{"set again, empty", "NOTIFY_SOCKET=A WATCHDOG_USEC=1000 unset NOTIFY_SOCKET= 1 WATCHDOG_USEC= 2",
+			[]string{"1 none 1ms", "2 none 0s"}, [2]string{"", ""}},
+		{"set and removed", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET=B 1 -NOTIFY_SOCKET 2",
+			[]string{"1 systemd 0s", "2 none 0s"}, [2]string{"", "1"}},
+		{"set and unset", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET=B 1 unset 2", []string{"1 systemd 0s", "2 systemd 0s"},
+			[2]string{"", "1 2"}},
 		{"empty and unset", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET= unset 1", []string{"1 none 0s"}, [2]string{"", ""}},
-		{"upstart", "NOTIFY_SOCKET=A UPSTART_JOB=web unset 1 UPSTART_JOB= 2", []string{"1 upstart 0s", "2 systemd 0s"}, [2]string{"2", ""}},
+		{"upstart", "NOTIFY_SOCKET=A UPSTART_JOB=web unset 1 UPSTART_JOB= 2",
+			[]string{"1 upstart 0s", "2 systemd 0s"}, [2]string{"2", ""}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := testdaemon.Directory(t)

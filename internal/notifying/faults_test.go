@@ -93,7 +93,8 @@ func TestReadyIsHeardByAReceiverThatReadsAfterEightSeconds(t *testing.T) {
 		}
 	}
 	slices.Sort(heard)
-	want := []string{fmt.Sprintf("READY=1\nSTATUS=ready\nMAINPID=%d\n", c.PID()), "RELOADING=1\nMONOTONIC_USEC=1\n", "STOPPING=1\n"}
+	want := []string{fmt.Sprintf("READY=1\nSTATUS=ready\nMAINPID=%d\n", c.PID()), "RELOADING=1\nMONOTONIC_USEC=1\n",
+		"STOPPING=1\n"}
 	if !slices.Equal(heard, want) {
 		t.Errorf("%q, want %q", heard, want)
 	}
@@ -238,7 +239,8 @@ func TestNotificationsOfManyGoroutinesArriveWholeAndInOrder(t *testing.T) {
 	c := testdaemon.Start(t, "notify-goroutines", m.Address)
 	pid := fmt.Sprintf("MAINPID=%d\n", c.PID())
 	var count [agreed.Goroutines]int
-	always := map[string]int{"READY=1\nSTATUS=ready\n" + pid: agreed.Goroutines * agreed.Each / 2, "STOPPING=1\n": agreed.Goroutines * agreed.Each / 2}
+	always := map[string]int{"READY=1\nSTATUS=ready\n" + pid: agreed.Goroutines * agreed.Each / 2,
+		"STOPPING=1\n": agreed.Goroutines * agreed.Each / 2}
 	for range agreed.Goroutines * agreed.Each * 2 {
 		got := m.Next()
 		if always[got] > 0 {

@@ -35,7 +35,8 @@ func TestS6WaitsUntilReady(t *testing.T) {
 				if got := s.run1("s6-svstat", "-o", "ready", s.dir); got != "false\n" {
 					t.Errorf("before Ready it is ready: %s", got)
 				}
-				waiter := exec.Command("s6-svwait", "-U", "-t", strconv.FormatInt(testdaemon.Patience.Milliseconds(), 10), s.dir)
+				waiter := exec.Command("s6-svwait", "-U", "-t",
+					strconv.FormatInt(testdaemon.Patience.Milliseconds(), 10), s.dir)
 				if err := waiter.Start(); err != nil {
 					t.Fatal(err)
 				}

@@ -69,7 +69,8 @@ func TestSessionOfDumbInitStays(t *testing.T) {
 		t.Run(script, func(t *testing.T) {
 			t.Parallel()
 			s := newService(t, testdaemon.NewLine(t), script)
-			s.start(inPIDNamespace(t, "exec "+quote(s.shellCalled("dumb-init"))+" -c 'setsid "+s.run+"; sleep infinity'").Args...)
+			s.start(inPIDNamespace(t,
+				"exec "+quote(s.shellCalled("dumb-init"))+" -c 'setsid "+s.run+"; sleep infinity'").Args...)
 			staysOrLeaves(t, s.Line, s.Process(), "ready", stays)
 		})
 	}
@@ -244,7 +245,9 @@ func TestStartStopDaemonKeepsItsProcess(t *testing.T) {
 			t.Parallel()
 			s := newService(t, testdaemon.NewLine(t), "")
 			s.write("program", "#!/bin/sh\nexec PUPPET\n")
-			s.write("run", fmt.Sprintf("#!/bin/sh\ncd %[1]s\n%[2]s --start --background %[3]s --make-pidfile --pidfile %[1]s/pid --startas ./program --chdir %[1]s\nsleep infinity\n",
+			s.write("run", fmt.Sprintf("#!/bin/sh\ncd %[1]s\n"+
+				"%[2]s --start --background %[3]s --make-pidfile --pidfile %[1]s/pid --startas ./program --chdir %[1]s\n"+
+				"sleep infinity\n",
 				quote(s.dir), command, options))
 			s.start(inPIDNamespace(t, "exec "+quote(s.run)).Args...)
 			p := s.Process()
@@ -333,7 +336,8 @@ func TestStartStopDaemonThatIsEnding(t *testing.T) {
 
 // Its applet may be called by busybox's name.
 func TestStartStopDaemonOfBusybox(t *testing.T) {
-	for options, stays := range map[string]bool{"start-stop-daemon -S -b": true, "start-stop-daemon -S": false, "sh -b": false} {
+	lines := map[string]bool{"start-stop-daemon -S -b": true, "start-stop-daemon -S": false, "sh -b": false}
+	for options, stays := range lines {
 		t.Run(options, func(t *testing.T) {
 			t.Parallel()
 			s := newService(t, testdaemon.NewLine(t), "setsid PUPPET; exit $?")
@@ -395,7 +399,8 @@ func TestOpenRCServiceScripts(t *testing.T) {
 			t.Parallel()
 			s := newService(t, testdaemon.NewLine(t), "exec PUPPET")
 			script := quote(s.write("init", "#!/sbin/openrc-run\ncommand="+quote(quote(s.run))+"\n"+test.settings+"\n"))
-			s.start(openRC(t, fmt.Sprintf("setsid %[1]s --nodeps start && %[1]s --nodeps status && exec %[2]s", script, quote(s.run))).Args...)
+			s.start(openRC(t, fmt.Sprintf("setsid %[1]s --nodeps start && %[1]s --nodeps status && exec %[2]s",
+				script, quote(s.run))).Args...)
 			p := s.Process()
 			if test.stays {
 				if p.Ask("pid") == "1" {

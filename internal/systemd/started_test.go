@@ -110,7 +110,8 @@ func TestSystemdMountUnitWaitsForItsHelper(t *testing.T) {
 			}
 			u.script("/sbin/mount."+kind, fmt.Sprintf("exec env %s=systemd-puppet %s=%s %s \"$@\"",
 				agreed.Program, agreed.Line, u.file(".line"), keeper.InsideBinary))
-			u.write(".mount", fmt.Sprintf("[Unit]\nDefaultDependencies=no\n[Mount]\nWhat=none\nWhere=%s\nType=%s\n", where, kind))
+			u.write(".mount", fmt.Sprintf("[Unit]\nDefaultDependencies=no\n[Mount]\nWhat=none\nWhere=%s\nType=%s\n",
+				where, kind))
 			t.Cleanup(func() { u.m.systemctl("stop", u.name+".mount") })
 
 			done := make(chan error, 1)
@@ -221,7 +222,9 @@ func adoptsNoStranger(t *testing.T, wrapper string) {
 
 	u := m.behind(t, "unshare --pid --fork --kill-child --mount-proc "+wrapper+"DIR/reach "+its.pid)
 	// The kernel may let root choose the next number; counting up to it takes long.
-	u.script(u.file(".files")+"/reach", `{ echo $(($1 - 3)) >/proc/sys/kernel/ns_last_pid; } 2>/dev/null; while [ "$(sh -c 'echo $$')" -lt $(($1 - 1)) ]; do :; done; `+keeper.InsideBinary+"; exit $?")
+	u.script(u.file(".files")+"/reach",
+		`{ echo $(($1 - 3)) >/proc/sys/kernel/ns_last_pid; } 2>/dev/null
+		while [ "$(sh -c 'echo $$')" -lt $(($1 - 1)) ]; do :; done; `+keeper.InsideBinary+"; exit $?")
 	p := u.startReady()
 	if p.pid != its.pid {
 		t.Fatalf("the program is %s in there, want %s", p.pid, its.pid)

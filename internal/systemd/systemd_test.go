@@ -438,7 +438,8 @@ func TestSystemdSandboxLetsNotificationsThrough(t *testing.T) {
 		{"everything", everything},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			u := systemManager(t).unit(t, "systemd-puppet", "Type=notify\nFileDescriptorStoreMax=1\nWatchdogSec=1h\n"+test.lines)
+			u := systemManager(t).unit(t, "systemd-puppet",
+				"Type=notify\nFileDescriptorStoreMax=1\nWatchdogSec=1h\n"+test.lines)
 			start := u.begin("start")
 			p := u.process()
 			u.want("ActiveState", "activating")

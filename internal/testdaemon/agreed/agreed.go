@@ -26,7 +26,8 @@ const (
 // Verbs are all functions that notify, but Barrier.
 var Verbs = []Verb{
 	{"Ready", func() error { return daemon.Ready() }, "READY=1\nSTATUS=ready\n" + MainPID(os.Getpid())},
-	{"Reloading", func() error { return daemon.Reloading(daemon.Set("MONOTONIC_USEC", "1")) }, "RELOADING=1\nMONOTONIC_USEC=1\n"},
+	{"Reloading", func() error { return daemon.Reloading(daemon.Set("MONOTONIC_USEC", "1")) },
+		"RELOADING=1\nMONOTONIC_USEC=1\n"},
 	{"Stopping", func() error { return daemon.Stopping() }, "STOPPING=1\n"},
 	{"Fail", func() error { return daemon.Fail(syscall.ENOSPC) }, "STATUS=no space left on device\nERRNO=28\n"},
 	{"Notify", func() error { return daemon.Notify(daemon.Status("42 users")) }, "STATUS=42 users\n"},
