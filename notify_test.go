@@ -459,14 +459,16 @@ func TestNothingIsDoneWhereNobodyListens(t *testing.T) {
 		"RemoveFiles": func() error { return daemon.RemoveFiles(":") },
 		"RunWatchdog": func() error { return daemon.RunWatchdog(t.Context(), nil) },
 	}
-	for _, test := range []struct{ name, socket, job string }{
-		{"none", "", ""},
-		{"upstart", "", "web"},
-		{"both", systemd.Addr(), "web"},
+	for _, test := range []struct{ name, socket, job, fd string }{
+		{"none", "", "", ""},
+		{"upstart", "", "web", ""},
+		{"descriptor", "", "", "3"},
+		{"upstart and systemd", systemd.Addr(), "web", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Setenv("NOTIFY_SOCKET", test.socket)
 			t.Setenv("UPSTART_JOB", test.job)
+			t.Setenv("NOTIFY_FD", test.fd)
 			for name, call := range quiet {
 				if err := call(); err != nil {
 					t.Errorf("%s: %v", name, err)
@@ -495,19 +497,22 @@ func listenStream(t *testing.T, path string) string {
 
 func TestDetect(t *testing.T) {
 	for _, test := range []struct {
-		socket, job string
-		want        daemon.Supervisor
-		name        string
+		socket, job, fd string
+		want            daemon.Supervisor
+		name            string
 	}{
-		{"", "", daemon.None, "none"},
-		{"/run/notify", "", daemon.Systemd, "systemd"},
-		{"no address at all", "", daemon.Systemd, "systemd"},
-		{"", "web", daemon.Upstart, "upstart"},
-		{"/run/notify", "web", daemon.Upstart, "upstart"},
+		{"", "", "", daemon.None, "none"},
+		{"/run/notify", "", "", daemon.Systemd, "systemd"},
+		{"no address at all", "", "", daemon.Systemd, "systemd"},
+		{"", "web", "", daemon.Upstart, "upstart"},
+		{"", "", "3", daemon.Descriptor, "descriptor"},
+		{"/run/notify", "", "3", daemon.Systemd, "systemd"},
+		{"/run/notify", "web", "3", daemon.Upstart, "upstart"},
 	} {
-		t.Run(fmt.Sprintf("%q %q", test.socket, test.job), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%q %q %q", test.socket, test.job, test.fd), func(t *testing.T) {
 			t.Setenv("NOTIFY_SOCKET", test.socket)
 			t.Setenv("UPSTART_JOB", test.job)
+			t.Setenv("NOTIFY_FD", test.fd)
 			if got := daemon.Detect(); got != test.want || got.String() != test.name {
 				t.Errorf("%v (%q), want %q", int(got), got, test.name)
 			}
@@ -526,6 +531,7 @@ func TestDetect(t *testing.T) {
 		t.Error(got)
 	}
 }
+
 func TestWatchdogTimeout(t *testing.T) {
 	own, other := strconv.Itoa(os.Getpid()), strconv.Itoa(os.Getppid())
 	const longest = math.MaxInt64 / 1000 * time.Microsecond
