@@ -158,6 +158,23 @@ func leaveTerminal() error {
 	return nil
 }
 
+// newSession makes this process the leader of a session, unless it is one: main
+// has called setsid(2), or a Ready that failed after that.
+func newSession() error {
+	_, err := unix.Setsid()
+	if session, _ := unix.Getsid(0); err == nil || session == pid() {
+		return nil
+	}
+	// The leader of a process group cannot call setsid. It joins the launcher's group,
+	// once the launcher leads one: a group of a parent PID namespace has no number here.
+	if err := write(detached.pipe.fd, wordGroup); err != nil {
+		return err
+	}
+	waitBriefly(func() bool { return unix.Setpgid(0, detached.launcher) == nil })
+	_, err = unix.Setsid()
+	return err
+}
+
 // replacedStandard returns those of 0, 1 and 2, as bits, that main has replaced, by a
 // log file perhaps. The launcher and the daemon find them replaced when they start.
 func replacedStandard() (bits int) {
@@ -182,21 +199,4 @@ func isCallers(fd int, now identity) bool {
 		}
 	}
 	return false
-}
-
-// newSession makes this process the leader of a session, unless it is one: main
-// has called setsid(2), or a Ready that failed after that.
-func newSession() error {
-	_, err := unix.Setsid()
-	if session, _ := unix.Getsid(0); err == nil || session == pid() {
-		return nil
-	}
-	// The leader of a process group cannot call setsid. It joins the launcher's group,
-	// once the launcher leads one: a group of a parent PID namespace has no number here.
-	if err := write(detached.pipe.fd, wordGroup); err != nil {
-		return err
-	}
-	waitBriefly(func() bool { return unix.Setpgid(0, detached.launcher) == nil })
-	_, err = unix.Setsid()
-	return err
 }
