@@ -538,7 +538,7 @@ func TestWatchdogTimeout(t *testing.T) {
 	for _, test := range []struct {
 		usec, pid string
 		want      time.Duration
-		culprit   string // where it is an error
+		culprit   string // if it is an error
 	}{
 		{"3000000", "", 3 * time.Second, ""},
 		{"3000000", own, 3 * time.Second, ""},

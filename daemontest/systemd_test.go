@@ -367,7 +367,7 @@ func TestSystemdLeavesNothing(t *testing.T) {
 }
 
 // TestOtherSendersAreUnderstood checks the rules against systemd's own sender,
-// where there is one.
+// if there is one.
 func TestOtherSendersAreUnderstood(t *testing.T) {
 	path, err := exec.LookPath("systemd-notify")
 	if err != nil {

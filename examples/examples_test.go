@@ -53,7 +53,7 @@ func patient(t *testing.T) context.Context {
 	return ctx
 }
 
-// skip skips a test for want of a tool, or fails it where none may be skipped.
+// skip skips a test for want of a tool, or fails it if none may be skipped.
 func skip(t *testing.T, reason string) {
 	t.Helper()
 	if os.Getenv("DAEMON_TEST_NO_SKIP") != "" {

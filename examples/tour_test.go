@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// brokenDaemons are what this test binary is, instead of the tests, where
-// brokenDaemon in its environment names one of them: what sh cannot do.
+// brokenDaemons do what sh cannot do. The test binary is one of them, instead of the
+// tests, if brokenDaemon in its environment names it.
 var brokenDaemons = map[string]func(){
 	"says what systemd drops": func() {
 		say(`READY=1\`)
@@ -149,7 +149,7 @@ func TestTourNamesTheBrokenPromise(t *testing.T) {
 		streams = "The daemon's descriptors 0, 1 and 2 have left the terminal"
 	)
 	const soon, patience = "3s", "60s" // until the promise is broken, or something else happens
-	reasons := map[string]string{      // where that is all that happens
+	reasons := map[string]string{      // if that is all that happens
 		stops + " within " + soon:  `it has not stopped itself within 3s; it printed "a word\n"` + "\n",
 		writes + " within " + soon: "it has not done so within 3s; it printed ",
 		ends + " within 3s":        "it has not ended within 3s, state ",

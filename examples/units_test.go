@@ -24,7 +24,7 @@ func installed(t *testing.T, file string) string {
 	return strings.ReplaceAll(read(t, file), "/usr/local/sbin", bin)
 }
 
-// tool skips the test where a program is missing.
+// tool skips the test if a program is missing.
 func tool(t *testing.T, name string) {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
@@ -96,8 +96,8 @@ func TestStartStopDaemon(t *testing.T) {
 	}
 }
 
-// What worker.openrc has OpenRC start: it is ready by the notify socket where
-// there is one, and stays in the foreground without.
+// What OpenRC starts by worker.openrc is ready by the notify socket if there is
+// one, and otherwise stays in the foreground.
 func TestOpenRCCommand(t *testing.T) {
 	dir := t.TempDir() // the spool
 	script := filepath.Join(t.TempDir(), "worker.openrc")

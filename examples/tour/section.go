@@ -119,7 +119,7 @@ func (s *section) print(when, who, format string, args ...any) {
 type process struct {
 	pid    int
 	signal func(syscall.Signal) error
-	wait   func(context.Context) syscall.WaitStatus // fails where ctx ends first
+	wait   func(context.Context) syscall.WaitStatus // fails if ctx ends first
 }
 
 func (p process) String() string { return fmt.Sprintf("pid %d", p.pid) }

@@ -174,7 +174,7 @@ func (s *spool) clean() error {
 	entries, err := os.ReadDir(s.dir)
 	for _, entry := range entries {
 		if strings.HasPrefix(entry.Name(), unfinished) {
-			os.Remove(filepath.Join(s.dir, entry.Name())) // where this fails it is in nobody's way
+			os.Remove(filepath.Join(s.dir, entry.Name())) // if this fails, the file is in nobody's way
 		}
 	}
 	return err
@@ -224,7 +224,7 @@ func replace(path string) error {
 	if is, err := os.Lstat(path); err != nil || !same(is, was) {
 		return errors.New("it has changed meanwhile")
 	}
-	// Link fails where there is a file by now. Rename would overwrite it.
+	// Link fails if there is a file by now. Rename would overwrite it.
 	if err := os.Link(tmp, path+".gz"); err != nil {
 		return err
 	}

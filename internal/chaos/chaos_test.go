@@ -296,7 +296,7 @@ func (r *chaosRound) strike() {
 	}
 }
 
-// awaitDaemon returns nil where there is no daemon any more.
+// awaitDaemon returns nil if there is no daemon any more.
 func (r *chaosRound) awaitDaemon() *os.Process {
 	for deadline := time.Now().Add(testdaemon.Patience); time.Now().Before(deadline); {
 		over := isClosed(r.exited)
@@ -463,7 +463,7 @@ func (r *chaosRound) clear() {
 }
 
 // orphans waits for a child that the launcher has left behind and that has
-// ended, if any has. The error is ECHILD where none is left.
+// ended, if any has. The error is ECHILD if none is left.
 func (r *chaosRound) orphans(options int) error {
 	_, daemon := r.heard()
 	options |= unix.WEXITED | unix.WNOHANG
@@ -544,8 +544,8 @@ func (c *chaosTally) mustEndSoon(t *testing.T) {
 	}
 }
 
-// mustHave fails where it all went another way each time: a signal that is
-// lost, for instance, looks as if it had come too late.
+// mustHave fails if one of the results never came: a signal that is lost, for instance,
+// looks as if it had come too late.
 func (c *chaosTally) mustHave(t *testing.T, hit string, results ...string) {
 	t.Helper()
 	for _, result := range results {

@@ -214,10 +214,10 @@ func TestDetachDoesNothingUnderASupervisor(t *testing.T) {
 		p := l.Process()
 		p.Do("detach")
 		if strings.HasPrefix(variable, "NOTIFY") {
-			// Nor does Ready, where it can't tell the supervisor.
+			// Nor does Ready if it can't tell the supervisor.
 			p.Refuses("ready", "/nowhere", "no such file")
 			p.Do("detach")
-			// Nor where main has made it impossible: it is there all the same.
+			// Nor if main has removed the variable: the supervisor is there all the same.
 			p.Do("unsetenv NOTIFY_SOCKET")
 			p.Refuses("ready", "daemon: detach ", "UnsetEnvironment")
 			p.Do("detach")

@@ -65,8 +65,7 @@ func TestCallerSeesHowInitializationFailed(t *testing.T) {
 	}
 }
 
-// mayDumpCore skips the test where no core would show that it is not the
-// launcher's.
+// mayDumpCore skips the test if no core would show that it is not the launcher's.
 func mayDumpCore(t *testing.T) {
 	t.Helper()
 	var limit unix.Rlimit
@@ -103,8 +102,8 @@ func TestEachCallerSeesAFailure(t *testing.T) {
 	}
 }
 
-// That it was over before it was ready may be all right where main has called
-// Detach (--version), and is not where it would have called Ready.
+// A program that ends before it is ready may be all right if main has called Detach
+// (--version), and is not if main was to call Ready alone.
 func TestCallerSeesAnEndWithStatus0BeforeReady(t *testing.T) {
 	t.Parallel()
 	for verb, want := range map[string]string{"detach": "exit 0", "ready": "exit 1"} {
@@ -232,8 +231,8 @@ func TestDaemonWithoutLauncherNeverDetachesAgain(t *testing.T) {
 	t.Logf("%d daemons without a launcher", orphans)
 }
 
-// awaitChild returns as soon as the process has a child, or false where the
-// kernel was built without telling.
+// awaitChild returns as soon as the process has a child, or false if the kernel was
+// built without telling.
 func awaitChild(t *testing.T, p *testdaemon.Puppet) (told bool) {
 	t.Helper()
 	testdaemon.WaitUntil(t, fmt.Sprintf("a child of process %d", p.PID), func() bool {

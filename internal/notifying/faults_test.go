@@ -19,8 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What becomes of notifications where the receiver or the process itself is
-// not well.
+// What becomes of notifications if the receiver or the process itself is not well.
 
 // startFull starts a program that notifies with several goroutines and has it call with a full queue.
 func startFull(t *testing.T, name string, removePath bool) (c *testdaemon.Child, m *testdaemon.Mailbox, sent int) {

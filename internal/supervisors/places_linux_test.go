@@ -441,8 +441,8 @@ func TestProcessThatSystemdHasExecutedStays(t *testing.T) {
 	}
 }
 
-// Of Foreground and Background the last call counts, where nothing is told, and
-// neither where somebody is.
+// Of Foreground and Background the last call counts if there is no supervisor to tell,
+// and neither if there is one.
 func TestForegroundAndBackground(t *testing.T) {
 	for name, test := range map[string]struct {
 		orders []string

@@ -39,7 +39,7 @@ func TestSystemdLeavesNothingBehindHoweverTheTestsEnd(t *testing.T) {
 	if os.Getenv(variable) != "" {
 		bootAndWait(t)
 	}
-	Boot(t) // where that can be done
+	Boot(t) // or skip the test
 	mount, err := keeper.Cgroup2()
 	if err != nil {
 		t.Fatal(err)

@@ -36,7 +36,7 @@ func InNamespaces(t testing.TB, cmd *exec.Cmd, flags ...string) *exec.Cmd {
 // Nobody is the id of a user who owns nothing.
 const Nobody = 65534
 
-// AsNobody has that user run the command, also where the file is in a directory
+// AsNobody has that user run the command, even if the file is in a directory
 // that only root may enter: it is passed as the first descriptor after those
 // that the command is to have. daemontest executes this test binary so, whatever
 // the umask was when it was built.

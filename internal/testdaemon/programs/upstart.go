@@ -70,7 +70,7 @@ func upstartStop() {
 	countReady(m)
 }
 
-// upstartAsPID1 succeeds where Ready says why it cannot stop the process.
+// upstartAsPID1 succeeds if Ready says why it cannot stop the process.
 func upstartAsPID1() {
 	err := daemon.Ready()
 	if os.Getpid() != 1 || !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "SIGSTOP") {
