@@ -73,7 +73,7 @@ func takenByInitializer() bool {
 func takeFiles() (files []*os.File) {
 	for i, f := range promised() {
 		isNew := passed.known && (i >= len(passed.atStart) || passed.atStart[i].id != f.id)
-		if isNew || f.closesOnExec() { // the program has opened it
+		if isNew || f.closesOnExec() { // the program itself has opened or marked it
 			break
 		}
 		unix.CloseOnExec(f.fd)
