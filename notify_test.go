@@ -156,6 +156,16 @@ func TestReadyRepeatsTheStatusOfTheReadyBefore(t *testing.T) {
 	}
 }
 
+func TestReadyTellsAnotherSupervisorNothingOfTheFirst(t *testing.T) {
+	first := daemontest.Systemd(t)
+	testdaemon.Hears(t, first, daemon.Ready(daemon.Status("up")), "READY=1\nSTATUS=up\n"+mainPID)
+	if err := daemon.Ready(); err != nil { // which repeats it
+		t.Fatal(err)
+	}
+	second := daemontest.Systemd(t)
+	testdaemon.Hears(t, second, daemon.Ready(), "READY=1\nSTATUS=ready\n"+mainPID)
+}
+
 func TestReadySendsAgain(t *testing.T) {
 	systemd := daemontest.Systemd(t)
 	sayReady(t, systemd)
