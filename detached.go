@@ -54,7 +54,7 @@ func becomeDaemon(m daemonMark) {
 	d := &detached
 	d.isDaemon, d.daemonMark = true, m
 	if unix.Getppid() != m.launcher {
-		return // it is gone, as findLauncher will say; the number may stand for any file
+		return // the launcher is gone, as findLauncher will say; m.fd may stand for any file
 	}
 	if m.fd > 2 {
 		d.pipe = inherit(m.fd)

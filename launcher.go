@@ -77,8 +77,7 @@ func catchAnyway(c chan<- os.Signal, s os.Signal) {
 	signal.Notify(c, s)
 }
 
-// startDaemon starts the program once more. The daemon inherits the end w of the
-// pipe, whose number is above the caller's own.
+// startDaemon starts the program once more, with the end w of the pipe.
 func startDaemon(m launcherMark, w int) (child int) {
 	path, err := program()
 	exitOn("find", err)

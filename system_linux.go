@@ -52,8 +52,8 @@ func duplicateTo(from, to int) error {
 	}
 }
 
-// isSameFile reports whether two descriptors come from one open(2), see kcmp(2), or the
-// kernel cannot tell.
+// isSameFile reports whether two descriptors come from one open(2), see kcmp(2). If the
+// kernel cannot tell, it is true.
 func isSameFile(fd, fd2 int) bool {
 	const file = 0 // KCMP_FILE
 	different, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid()), uintptr(pid()), file, uintptr(fd), uintptr(fd2), 0)
@@ -80,7 +80,7 @@ func openSocket() (fd int, err error) {
 
 func pipe(fds []int) error { return unix.Pipe2(fds, unix.O_CLOEXEC) }
 
-// duplicateFrom duplicates fd, as close-on-exec, to the next free number.
+// duplicateFrom duplicates fd, as close-on-exec, to the first free number from lowest on.
 func duplicateFrom(fd, lowest int) (int, error) {
 	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, lowest)
 }

@@ -37,7 +37,7 @@ func init() {
 		_ = syscall.Dup3(stderr, 2, 0)
 		_ = syscall.Close(stderr)
 	}
-	wasDumpable = wasDumpable || stderr > 2 // or else another copy of this package has cleared it
+	wasDumpable = wasDumpable || stderr > 2 // stderr came, so it was: another copy of quiet has cleared it
 }
 
 // parseMarker returns another descriptor of the caller's 2. ok is false if package
