@@ -118,6 +118,15 @@ func TestBarrierEndsWithTheReceiver(t *testing.T) {
 	})
 }
 
+func TestBarrierFailsIfTheProgramClosesAllDescriptors(t *testing.T) {
+	m := testdaemon.ListenByHand(t)
+	c := testdaemon.Start(t, "barrier-closes-all", m.Address)
+	defer unix.Close(m.TakeBarrier())
+	c.GoOn()
+	c.Says(fmt.Sprintf("daemon: barrier %s: %v", m.Address, unix.EBADF))
+	c.Exits(0)
+}
+
 func TestBarrierEndsWithItsContext(t *testing.T) {
 	deadline := func(t *testing.T) (context.Context, context.CancelFunc) {
 		return context.WithTimeout(t.Context(), 20*time.Millisecond)

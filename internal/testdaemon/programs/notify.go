@@ -48,6 +48,13 @@ func init() {
 		fmt.Println("taken")
 		awaitLine()
 	}
+	programs["barrier-closes-all"] = func() {
+		result := make(chan error)
+		go func() { result <- daemon.Barrier(context.Background()) }()
+		awaitLine() // until it waits
+		try(unix.CloseRange(3, 1<<31-1, 0))
+		fmt.Println(<-result)
+	}
 }
 
 // callAllAtOnce makes a program that notifies once and then, told to go on,
