@@ -128,7 +128,7 @@ func detach(how int) error {
 		return refuse("a setuid, setgid or file capability program cannot start itself again: call daemon.Foreground")
 	case !sameRights():
 		return refuse("user, group or root directory have changed: " + advice)
-	case ground.Load() != back && parentHidden():
+	case asked.Load() != background && parentHidden():
 		return refuse("the parent process cannot be seen (hidepid of proc(5)): call daemon.Foreground or daemon.Background")
 	}
 	if err := checkProgram("call daemon.Foreground"); err != nil {

@@ -16,32 +16,32 @@ import (
 // Foreground keeps [Ready] and [Detach] from detaching. Call it before them for the -f
 // flag that every daemon should have. A supervisor that the environment names is
 // notified all the same. Of Foreground and [Background] the last call counts.
-func Foreground() { ground.Store(fore) }
+func Foreground() { asked.Store(foreground) }
 
 // Background makes [Ready] and [Detach] detach even if something seems to hold
 // on to this process, such as PID 1 or systemd. Call it before them for a
 // -daemon flag, which a systemd unit with Type=forking needs, or one of
 // Type=oneshot with RemainAfterExit=yes. It changes nothing if UPSTART_JOB,
 // NOTIFY_SOCKET or NOTIFY_FD is set.
-func Background() { ground.Store(back) }
+func Background() { asked.Store(background) }
 
-// ground is what the last of Foreground and Background has asked for.
-var ground atomic.Int32
+// asked is what the last of Foreground and Background has asked for.
+var asked atomic.Int32
 
 const (
-	unasked = iota
-	fore
-	back
+	nothing = iota
+	foreground
+	background
 )
 
 // staysInForeground reports whether something holds on to this very process, so
 // that leaving would look like its death.
 func staysInForeground() bool {
-	if ground.Load() == unasked && mustStay() {
-		// Remember it: if the supervisor dies, the Ready that ends a reload must not detach.
-		ground.CompareAndSwap(unasked, fore)
+	if asked.Load() == nothing && mustStay() {
+		// As if asked: if the supervisor dies, the Ready that ends a reload must not detach.
+		asked.CompareAndSwap(nothing, foreground)
 	}
-	return ground.Load() == fore
+	return asked.Load() == foreground
 }
 
 func mustStay() bool {
