@@ -449,7 +449,7 @@ func TestAddressThatChanges(t *testing.T) {
 	}
 }
 
-func TestNothingIsDoneWhereNobodyListens(t *testing.T) {
+func TestNothingIsDoneIfNobodyListens(t *testing.T) {
 	systemd := daemontest.Systemd(t)
 	closed, err := os.Open("/dev/null")
 	if err != nil {

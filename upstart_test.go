@@ -351,7 +351,7 @@ func (f *upstartFailure) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
-func TestUpstartWinsWhereSystemdIsThereToo(t *testing.T) {
+func TestUpstartWinsIfSystemdIsThereToo(t *testing.T) {
 	systemd := daemontest.Systemd(t)
 	// The fake upstart takes the variable away, but env(1) comes later.
 	cmd := testdaemon.Wrap(testdaemon.Program(t, "upstart-verbs"), "env", "NOTIFY_SOCKET="+systemd.Addr())

@@ -122,7 +122,7 @@ func TestDaemonServesThePortItHasBoundBeforeReady(t *testing.T) {
 	}
 }
 
-func TestStaysWhereSomethingHoldsOnToTheProcess(t *testing.T) {
+func TestStaysIfSomethingHoldsOnToTheProcess(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		wrap   func(*testing.T, *exec.Cmd) *exec.Cmd
@@ -174,7 +174,7 @@ func TestStaysWhereSomethingHoldsOnToTheProcess(t *testing.T) {
 }
 
 // As `docker exec` starts a process.
-func TestStaysWhereTheParentIsInAnotherPIDNamespace(t *testing.T) {
+func TestStaysIfTheParentIsInAnotherPIDNamespace(t *testing.T) {
 	t.Parallel()
 	l := testdaemon.NewLine(t)
 	l.Pipe(testdaemon.InNamespaces(t, l.Command(), "--pid", "--fork"))
@@ -192,7 +192,7 @@ func TestStaysWhereTheParentIsInAnotherPIDNamespace(t *testing.T) {
 	}
 }
 
-func TestDetachesWhereSystemdHasExecutedAnotherProcess(t *testing.T) {
+func TestDetachesIfSystemdHasExecutedAnotherProcess(t *testing.T) {
 	t.Parallel()
 	l := testdaemon.NewLine(t)
 	cmd := l.Command()
@@ -560,7 +560,7 @@ func TestAllThreadsKeepTheProgramsName(t *testing.T) {
 }
 
 // As in some containers, or by a profile of AppArmor; and as in a chroot.
-func TestProgramKeepsItsNameWhereProcCannotBeWritten(t *testing.T) {
+func TestProgramKeepsItsNameIfProcCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	for name, mount := range map[string]string{
 		"read-only": `mount -o remount,bind,ro /proc`,

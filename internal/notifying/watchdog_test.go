@@ -68,7 +68,7 @@ func TestRunWatchdogBeatsTwiceInATimeout(t *testing.T) {
 
 // Neither if healthy takes most of the time, and a timer's channel holds what came
 // before a Reset, as it did until Go 1.22.
-func TestRunWatchdogBeatsNoSoonerWhereHealthyTakesItsTime(t *testing.T) {
+func TestRunWatchdogBeatsNoSoonerIfHealthyTakesItsTime(t *testing.T) {
 	t.Setenv("GODEBUG", "asynctimerchan=1")
 	const timeout, beats = 200 * time.Millisecond, 6
 	begin := time.Now()
@@ -188,7 +188,7 @@ func TestRunWatchdogIsSilentOnceItsContextHasEnded(t *testing.T) {
 	testdaemon.Hears(t, systemd, daemon.RunWatchdog(ended, nil), "")
 }
 
-func TestRunWatchdogGoesOnWhereABeatCannotBeSent(t *testing.T) {
+func TestRunWatchdogGoesOnIfABeatCannotBeSent(t *testing.T) {
 	m := testdaemon.ListenByHand(t)
 	health := make(inquiry)
 	_, stop := watched(t, 2*time.Millisecond, health.ask)
@@ -225,7 +225,7 @@ func TestRunWatchdogGoesOnWhereABeatCannotBeSent(t *testing.T) {
 }
 
 // A beat that waits for room would be over only after 5 s.
-func TestRunWatchdogEndsWithItsContextWhereTheQueueIsFull(t *testing.T) {
+func TestRunWatchdogEndsWithItsContextIfTheQueueIsFull(t *testing.T) {
 	const watchdogs = 3
 	m := testdaemon.ListenByHand(t)
 	t.Setenv("NOTIFY_SOCKET", m.Address)
@@ -251,7 +251,7 @@ func TestRunWatchdogEndsWithItsContextWhereTheQueueIsFull(t *testing.T) {
 	}
 }
 
-func TestRunWatchdogEndsAtOnceWhereTheWatchdogIsOff(t *testing.T) {
+func TestRunWatchdogEndsAtOnceIfTheWatchdogIsOff(t *testing.T) {
 	systemd := daemontest.Systemd(t)
 	for _, env := range [][2]string{{"", ""}, {"1000", strconv.Itoa(os.Getppid())}} {
 		t.Setenv("WATCHDOG_USEC", env[0])
