@@ -615,6 +615,23 @@ func namesOf(p *testdaemon.Puppet) (names string) {
 	return names
 }
 
+// proc_pid_maps(5) writes the newline as \012.
+func TestProgramWithANewlineInItsPathDetaches(t *testing.T) {
+	t.Parallel()
+	l := testdaemon.NewLine(t)
+	cmd := l.Command()
+	path := copyOf(t, cmd.Path)
+	cmd.Path = path + "\nof two lines"
+	if err := os.Rename(path, cmd.Path); err != nil {
+		t.Fatal(err)
+	}
+	c := l.Pipe(cmd)
+	l.Process().Detaches("ready").Do("ready")
+	if got := c.Exit(); got != "exit 0" {
+		t.Errorf("the caller sees %s and %s", got, c.Printed())
+	}
+}
+
 func TestDetachesWithoutProc(t *testing.T) {
 	t.Parallel()
 	path := copyOf(t, testdaemon.NewLine(t).Command().Path)
