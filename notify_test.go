@@ -628,6 +628,7 @@ func TestFilesArePassed(t *testing.T) {
 		{"more names", own, "2", "web:db:x", "", []string{"web", "db"}},
 		{"environment unset before", own, "2", "web:db", "unset", []string{"web", "db"}},
 		{"non-blocking", own, "2", "web:db", "nonblock", []string{"web", "db"}},
+		{"the second marked close-on-exec", own, "2", "web:db", "mark", []string{"web"}},
 		{"fewer open than promised", own, "5", "web:db", "", []string{"web", "db"}},
 		{"fewer open than promised, non-blocking", own, "5", "web:db", "nonblock", []string{"web", "db"}},
 		{"fewer open than promised, and files of the program's own", own, "5", "web:db", "open", []string{"web", "db"}},

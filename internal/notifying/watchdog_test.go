@@ -132,6 +132,28 @@ func TestRunWatchdogShowsWhyItDoesNotBeat(t *testing.T) {
 	testdaemon.Hears(t, systemd, nil, "")
 }
 
+// After half of the timeout it would be too late for another beat.
+func TestRunWatchdogAsksAgainAfterAnEighth(t *testing.T) {
+	const timeout = 2 * time.Second
+	health := make(inquiry)
+	_, stop := watched(t, timeout, health.ask)
+	answer := health.next(t)
+	var gaps [3]time.Duration
+	for i := range gaps {
+		begin := time.Now()
+		answer <- errors.New("disk full")
+		answer = health.next(t)
+		gaps[i] = time.Since(begin)
+	}
+	answer <- nil
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if slices.Min(gaps[:]) > timeout*3/8 || slices.Max(gaps[:]) < timeout/16 {
+		t.Errorf("waits of %v before it asks again, want %v", gaps, timeout/8)
+	}
+}
+
 func TestRunWatchdogDoesNotBeatWhileHealthyBlocks(t *testing.T) {
 	blocked, release := make(chan struct{}), make(chan struct{})
 	defer close(release)

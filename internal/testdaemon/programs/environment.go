@@ -77,8 +77,8 @@ func notifyWhileUnsetting() {
 }
 
 // tellFiles tells what Files returns. Its arguments are what happens before:
-// "unset" (UnsetEnvironment), "nonblock", the mode of the first, or "open", files of
-// its own after them.
+// "unset" (UnsetEnvironment), "nonblock", the mode of the first, "mark" (close-on-exec)
+// of the second, or "open", files of its own after them.
 func tellFiles() {
 	if slices.Contains(os.Args, "open") {
 		for number := 5; number < 8; number++ {
@@ -89,6 +89,9 @@ func tellFiles() {
 	}
 	if slices.Contains(os.Args, "nonblock") {
 		try(unix.SetNonblock(3, true))
+	}
+	if slices.Contains(os.Args, "mark") {
+		unix.CloseOnExec(4)
 	}
 	if slices.Contains(os.Args, "unset") {
 		daemon.UnsetEnvironment()
