@@ -106,14 +106,14 @@ func TestTwoCopiesInOneProgramDetachOnce(t *testing.T) {
 		for _, test := range []struct {
 			calls string
 			exit  string
-			said  string // by the daemon, which may be an orphan of PID 1 after the first Ready
+			said  string // by the daemon, which has no launcher any more after the first Ready
 		}{
 			{"Ready", "exit 0", "Ready: <nil>"},
 			{"fork.Ready", "exit 0", "fork.Ready: <nil>"},
 			{"Detach Ready", "exit 0", "Detach: <nil>, Ready: <nil>"},
 			{"fork.Detach fork.Ready", "exit 0", "fork.Detach: <nil>, fork.Ready: <nil>"},
-			{"Ready fork.Ready", "exit 0", "Ready: <nil>, fork.Ready: "},
-			{"fork.Ready Ready", "exit 0", "fork.Ready: <nil>, Ready: "},
+			{"Ready fork.Ready", "exit 0", "Ready: <nil>, fork.Ready: " + another},
+			{"fork.Ready Ready", "exit 0", "fork.Ready: <nil>, Ready: " + another},
 			{"Detach fork.Ready Ready", "exit 4", "Detach: <nil>, fork.Ready: " + another},
 			{"fork.Detach Ready fork.Ready", "exit 4", "fork.Detach: <nil>, Ready: " + another},
 			{"Detach fork.Detach", "exit 4", "Detach: <nil>, fork.Detach: " + another},
