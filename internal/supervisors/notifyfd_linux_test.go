@@ -358,6 +358,21 @@ func TestDescriptorThatCannotBeToldIsAnError(t *testing.T) {
 		})
 	}
 
+	t.Run("full pipe", func(t *testing.T) { // and Ready does not wait for room
+		t.Parallel()
+		_, theirs := channel(t, pipe)
+		size, err := unix.FcntlInt(theirs.Fd(), unix.F_GETPIPE_SZ, 0)
+		if err == nil {
+			_, err = theirs.Write(make([]byte, size))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		line := testdaemon.NewLine(t)
+		p := startWith(t, line, theirs, 3, "NOTIFY_FD=3")
+		refuses(t, line, p, "3", "resource temporarily unavailable")
+	})
+
 	for _, number := range []int{0, 1, 2, 3} {
 		t.Run(fmt.Sprintf("nobody reads %d", number), func(t *testing.T) {
 			t.Parallel()
