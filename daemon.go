@@ -35,7 +35,7 @@
 //     remove first,
 //   - opens descriptors without close-on-exec, closes what [Files] returned, or
 //     starts helper processes,
-//   - reads itself, through a pipe, what it writes to 1 or 2,
+//   - reads its own output, having put a pipe on 1 or 2,
 //   - catches a signal that may come before Ready,
 //   - or takes long to initialize.
 //
