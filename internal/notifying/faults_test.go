@@ -340,7 +340,9 @@ func TestNotificationsGetThroughAfterAllDescriptorsWereClosed(t *testing.T) {
 	}
 }
 
-func TestNotifySocketIsNoStandardDescriptor(t *testing.T) {
+// The kernel's first table of descriptors has room for 64: to grow it takes
+// milliseconds.
+func TestNotifySocketIsInTheFirstTableAndNoStandardDescriptor(t *testing.T) {
 	for _, name := range []string{"notify-sockets", "notify-closes-standard"} {
 		for _, closed := range []string{"<&-", ">&-", "2>&-", "<&- >&- 2>&-"} {
 			t.Run(name+" "+closed, func(t *testing.T) {
@@ -351,8 +353,8 @@ func TestNotifySocketIsNoStandardDescriptor(t *testing.T) {
 				m.Hears(c, agreed.Verbs[0].Want)
 				got := m.Next()
 				fd, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(got, "STATUS="), "\n"))
-				if fd < 3 || err != nil {
-					t.Errorf("%q: want one socket, and none of 0 to 2", got)
+				if fd < 3 || fd > 63 || err != nil {
+					t.Errorf("%q: want one socket, of 3 to 63", got)
 				}
 				c.Exits(0)
 			})
