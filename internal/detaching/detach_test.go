@@ -911,7 +911,8 @@ func TestVariablesThatNameTheLauncherNameTheDaemon(t *testing.T) {
 		}
 		cmd := l.Command()
 		cmd.ExtraFiles = []*os.File{file}
-		c := l.Pipe(testdaemon.UnderShell(cmd, `LISTEN_PID=$$ WATCHDOG_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$@"`))
+		c := l.Pipe(testdaemon.UnderShell(cmd,
+			`LISTEN_PID=$$ LISTEN_PIDFDID=1 WATCHDOG_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$@"`))
 		first := l.Process()
 		if early { // Files makes it close-on-exec
 			if got := first.Ask("files"); got != "web=content" {
@@ -920,6 +921,9 @@ func TestVariablesThatNameTheLauncherNameTheDaemon(t *testing.T) {
 		}
 		second := first.Detaches("ready")
 		mustHaveVariables(t, second, fmt.Sprintf("LISTEN_PID=%d", second.PID), fmt.Sprintf("WATCHDOG_PID=%d", second.PID))
+		if environ := second.Ask("environ"); strings.Contains(environ, "LISTEN_PIDFDID") {
+			t.Errorf("LISTEN_PIDFDID, which names the launcher, is in %s", environ)
+		}
 		second.Do("ready")
 		c.Exit()
 		if got := second.Ask("files"); got != "web=content" {
