@@ -105,8 +105,9 @@ const pollInterval = 100 * time.Millisecond
 
 // waitForRoom waits a while after a try that ended with err.
 func waitForRoom(fd int, err error) {
-	if err != unix.EAGAIN { // poll(2) tells of EAGAIN alone
-		time.Sleep(pollInterval / 10)
+	if err != unix.EAGAIN { // poll(2) knows nothing of the others
+		// Not time.Sleep: the runtime opens its poller for that, and throws if it can't.
+		_, _ = unix.Poll(nil, int(pollInterval/10/time.Millisecond))
 		return
 	}
 	// On a connected socket POLLOUT tells of the receiver's queue. An error, or

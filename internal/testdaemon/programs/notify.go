@@ -98,11 +98,15 @@ func notifyInChroot() {
 }
 
 // storeTooMany stores more than an ordinary user may have on their way: as many
-// as it may have open.
+// as it may have open. After the first call it has no descriptor left.
 func storeTooMany() {
 	try(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 64, Max: 64}))
 	files := slices.Repeat([]*os.File{os.Stdin}, 30)
-	for range 4 {
+	fmt.Println(daemon.StoreFiles("x", files...))
+	for _, err := unix.Dup(0); err != unix.EMFILE; _, err = unix.Dup(0) {
+		try(err)
+	}
+	for range 3 {
 		fmt.Println(daemon.StoreFiles("x", files...))
 	}
 }
