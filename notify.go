@@ -105,15 +105,16 @@ const pollInterval = 100 * time.Millisecond
 
 // waitForRoom waits a while after a try that ended with err.
 func waitForRoom(fd int, err error) {
-	if err != unix.EAGAIN { // poll(2) knows nothing of the others
-		// Not time.Sleep: the runtime opens its poller for that, and throws if it can't.
-		_, _ = unix.Poll(nil, int(pollInterval/10/time.Millisecond))
-		return
+	if err == unix.EAGAIN { // poll(2) knows nothing of the others
+		// On a connected socket POLLOUT tells of the receiver's queue. An error, or
+		// a descriptor that is closed meanwhile, shows at the next try.
+		fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		if _, err := unix.Poll(fds[:], int(pollInterval/time.Millisecond)); err != unix.EINVAL { // RLIMIT_NOFILE is 0
+			return
+		}
 	}
-	// On a connected socket POLLOUT tells of the receiver's queue. An error, or
-	// a descriptor that is closed meanwhile, shows at the next try.
-	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-	_, _ = unix.Poll(fds[:], int(pollInterval/time.Millisecond))
+	// Not time.Sleep: the runtime opens its poller for that, and throws if it can't.
+	_, _ = unix.Poll(nil, int(pollInterval/10/time.Millisecond))
 }
 
 // full reports whether a later try may find room: EAGAIN is a full queue, and so

@@ -79,6 +79,15 @@ func TestEachCallWaitsItsOwnFiveSecondsForRoom(t *testing.T) {
 	endsWell(c, m)
 }
 
+// Some programs take all descriptors from themselves, once they are up (RLIMIT_NOFILE is 0).
+func TestWaitWithoutDescriptorsTakesNoProcessor(t *testing.T) {
+	t.Parallel()
+	c, m, sent := startFull(t, "notify-with-limit-0", false)
+	c.Says(fmt.Sprintf("false daemon: send %s: %v", m.Address, os.ErrDeadlineExceeded))
+	m.Drain(sent)
+	endsWell(c, m)
+}
+
 func TestReadyIsHeardByAReceiverThatReadsAfterEightSeconds(t *testing.T) {
 	t.Parallel()
 	c, m, sent := startFull(t, "notify-patient", false)

@@ -32,6 +32,7 @@ func init() {
 		"Heartbeat", "Heartbeat", "Heartbeat", "Notify", "Fail", "StoreFiles", "RemoveFiles")
 	programs["notify-patient"] = callAllAtOnce("Ready", "Reloading", "Stopping")
 	programs["notify-patient-in-chroot"] = notifyInChroot
+	programs["notify-with-limit-0"] = waitWithLimit0
 	programs["notify-many-rights"] = storeTooMany
 	programs["notify-few-descriptors"] = barrierWithFewDescriptors
 	programs["notify-goroutines"] = notifyFromGoroutines
@@ -95,6 +96,21 @@ func notifyInChroot() {
 	try(daemon.Heartbeat())
 	try(unix.Chroot(os.Args[1]))
 	programs["notify-patient"]()
+}
+
+// waitWithLimit0 waits for room where not even one descriptor can be polled, and tells
+// whether that took most of a processor.
+func waitWithLimit0() {
+	try(daemon.Heartbeat())
+	awaitLine()
+	try(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{}))
+	fmt.Println("calling")
+	err := daemon.Heartbeat()
+	var used unix.Rusage
+	try(unix.Getrusage(unix.RUSAGE_SELF, &used))
+	fmt.Println(time.Duration(used.Utime.Nano()+used.Stime.Nano()) > time.Second, err)
+	awaitLine()
+	fmt.Println(daemon.Heartbeat())
 }
 
 // storeTooMany stores more than an ordinary user may have on their way: as many
