@@ -44,12 +44,14 @@ func supervisor() (who Supervisor, value string) {
 	if job == "" && value != "" && !remembered.any.Load() {
 		return Systemd, value // what is most common costs no more calls than that
 	}
-	for i, key := range [...]string{"UPSTART_JOB", "NOTIFY_SOCKET", "NOTIFY_FD"} {
-		if value = getenv(key); value != "" {
-			return Upstart + Supervisor(i), value
+	value = ""
+	keys := [...]string{Upstart: "UPSTART_JOB", Systemd: "NOTIFY_SOCKET", Descriptor: "NOTIFY_FD"}
+	for s := Descriptor; s > None; s-- { // all of them: getenv forgets what is set again
+		if v := getenv(keys[s]); v != "" {
+			who, value = s, v
 		}
 	}
-	return None, ""
+	return who, value
 }
 
 // UnsetEnvironment removes NOTIFY_SOCKET, NOTIFY_FD, UPSTART_JOB, WATCHDOG_USEC,

@@ -32,6 +32,8 @@ func TestUnsetVariablesAreRememberedWhileTheyAreAbsent(t *testing.T) {
 		{"empty and unset", "NOTIFY_SOCKET=A unset NOTIFY_SOCKET= unset 1", []string{"1 none 0s"}, [2]string{"", ""}},
 		{"upstart", "NOTIFY_SOCKET=A UPSTART_JOB=web unset 1 UPSTART_JOB= 2",
 			[]string{"1 upstart 0s", "2 systemd 0s"}, [2]string{"2", ""}},
+		{"set and removed behind another", "NOTIFY_FD=3 unset NOTIFY_SOCKET=A NOTIFY_FD= 1 -NOTIFY_SOCKET -NOTIFY_FD 2",
+			[]string{"1 systemd 0s", "2 none 0s"}, [2]string{"1", ""}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := testdaemon.Directory(t)
