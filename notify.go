@@ -103,8 +103,18 @@ func patience(v *verb, address string) time.Duration {
 // have ended, or another sender have connected the socket to another address.
 const pollInterval = 100 * time.Millisecond
 
+// waiting is locked while one call waits for room, for all: each on its own would
+// hold a thread, of which a process may have few.
+var waiting sync.RWMutex
+
 // waitForRoom waits a while after a try that ended with err.
 func waitForRoom(fd int, err error) {
+	if !waiting.TryLock() {
+		waiting.RLock() // until that wait is over
+		waiting.RUnlock()
+		return
+	}
+	defer waiting.Unlock()
 	if err == unix.EAGAIN { // poll(2) knows nothing of the others
 		// On a connected socket POLLOUT tells of the receiver's queue. An error, or
 		// a descriptor that is closed meanwhile, shows at the next try.

@@ -79,6 +79,14 @@ func TestEachCallWaitsItsOwnFiveSecondsForRoom(t *testing.T) {
 	endsWell(c, m)
 }
 
+func TestManyCallsWaitInFewThreads(t *testing.T) {
+	t.Parallel()
+	c, m, sent := startFull(t, "notify-crowd", false)
+	giveUp(c, m, 500, 5*time.Second)
+	m.Drain(sent)
+	endsWell(c, m)
+}
+
 // Some programs take all descriptors from themselves, once they are up (RLIMIT_NOFILE is 0).
 func TestWaitWithoutDescriptorsTakesNoProcessor(t *testing.T) {
 	t.Parallel()

@@ -30,6 +30,10 @@ func init() {
 	}
 	programs["notify-hasty"] = callAllAtOnce("Heartbeat", "Heartbeat", "Heartbeat", "Heartbeat", "Heartbeat",
 		"Heartbeat", "Heartbeat", "Heartbeat", "Notify", "Fail", "StoreFiles", "RemoveFiles")
+	programs["notify-crowd"] = func() {
+		debug.SetMaxThreads(100)
+		callAllAtOnce(slices.Repeat([]string{"Heartbeat"}, 500)...)()
+	}
 	programs["notify-patient"] = callAllAtOnce("Ready", "Reloading", "Stopping")
 	programs["notify-patient-in-chroot"] = notifyInChroot
 	programs["notify-with-limit-0"] = waitWithLimit0
