@@ -109,12 +109,17 @@ func waitWithLimit0() {
 	awaitLine()
 	try(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{}))
 	fmt.Println("calling")
+	before := processorTime()
 	err := daemon.Heartbeat()
-	var used unix.Rusage
-	try(unix.Getrusage(unix.RUSAGE_SELF, &used))
-	fmt.Println(time.Duration(used.Utime.Nano()+used.Stime.Nano()) > time.Second, err)
+	fmt.Println(processorTime()-before > time.Second, err)
 	awaitLine()
 	fmt.Println(daemon.Heartbeat())
+}
+
+func processorTime() time.Duration {
+	var used unix.Rusage
+	try(unix.Getrusage(unix.RUSAGE_SELF, &used))
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
 // storeTooMany stores more than an ordinary user may have on their way: as many
