@@ -67,12 +67,28 @@ func inSessionOfPID1() bool {
 	if err != nil || err1 != nil {
 		return false
 	}
-	if own != first { // dumb-init gives its one child a session; orphans come behind it
-		return nameOfProcess("1") == "dumb-init" &&
-			strings.HasPrefix(readProcess("1", "task/1/children"), strconv.Itoa(own)+" ")
+	if self, _ := os.Readlink("/proc/self"); self != strconv.Itoa(pid()) {
+		return own == first // /proc is another PID namespace's
 	}
-	self, _ := os.Readlink("/proc/self") // another number if /proc is another PID namespace's
-	return self != strconv.Itoa(pid()) || nameOfProcess("1") != "systemd"
+	return nameOfProcess("1") != "systemd" && comesFrom(first, own)
+}
+
+// comesFrom reports whether a session is the first, or what dumb-init, su or sudo has
+// put in its place.
+func comesFrom(first, session int) bool {
+	if session == first {
+		return true
+	}
+	parent := parentOf(strconv.Itoa(session))
+	switch nameOfProcess(parent) {
+	case "dumb-init": // it gives its one child a session; orphans come behind it
+		return parent == "1" && strings.HasPrefix(readProcess("1", "task/1/children"), strconv.Itoa(session)+" ")
+	case "su", "runuser", "sudo": // su -c does, and sudo on a terminal
+		number, _ := strconv.Atoi(parent)
+		its, err := unix.Getsid(number)
+		return err == nil && comesFrom(first, its)
+	}
+	return false
 }
 
 // executedPID returns the process that systemd has executed (SYSTEMD_EXEC_PID of

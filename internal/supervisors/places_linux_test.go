@@ -76,6 +76,30 @@ func TestSessionOfDumbInitStays(t *testing.T) {
 	}
 }
 
+// The same in the session that su makes for its command, in that script. One that is
+// itself in another session than PID 1's (docker exec) has nobody to wait for it.
+func TestSessionOfSuStays(t *testing.T) {
+	for name, test := range map[string]struct {
+		su, script string
+		stays      bool
+	}{
+		"su":              {"su", "SU -c 'setsid RUN; exit $?'; exit $?", true},
+		"su is PID 1":     {"su", "exec SU -c 'setsid RUN; exit $?'", true},
+		"runuser":         {"runuser", "SU -c 'setsid RUN; exit $?'; exit $?", true},
+		"sudo runs su":    {"sudo", `SU -c 'setsid SU -c "setsid RUN; exit"; exit'; exit`, true},
+		"another wrapper": {"other", "SU -c 'setsid RUN; exit $?'; sleep infinity", false},
+		"another session": {"su", "setsid SU -c 'setsid RUN; exit $?'; sleep infinity", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, testdaemon.NewLine(t), "PUPPET; exit $?")
+			script := strings.NewReplacer("SU", s.shellCalled(test.su), "RUN", s.run).Replace(test.script)
+			s.start(inPIDNamespace(t, script).Args...)
+			staysOrLeaves(t, s.Line, s.Process(), "ready", test.stays)
+		})
+	}
+}
+
 // The numbers in /proc may be those of another PID namespace than the program's.
 func TestForeignProcDoesNotMislead(t *testing.T) {
 	runsv := need(t, "runsv", "runit")
