@@ -257,6 +257,27 @@ func TestSystemdHearsPID1OfAnotherNamespace(t *testing.T) {
 	u.want("NRestarts", "1")
 }
 
+// systemd 257 names another process in the variables, unless the unit has its own.
+func TestSystemdPassesAllToAServiceWithPrivatePIDs(t *testing.T) {
+	m := systemManager(t)
+	if m.Version < 257 {
+		t.Skipf("systemd %d has no PrivatePIDs=", m.Version)
+	}
+	u := m.unit(t, "systemd-puppet", "Type=notify\nPrivatePIDs=yes\nEnvironment=WATCHDOG_PID= LISTEN_PID=1\n"+
+		"WatchdogSec=8\nFileDescriptorStoreMax=1\nRestart=always\nRestartSec=0")
+	p := u.startReady()
+	p.Do("store jobs one")
+	p.Send("exit 0")
+	p = u.process() // started again
+	if got := p.Ask("files"); got != "jobs=one" {
+		t.Errorf("it has %q", got)
+	}
+	p.Do("ready")
+	p.Do("watchdog")
+	p.Do("watchdog the disk is full")
+	u.await("StatusText", "the disk is full")
+}
+
 func TestSystemdShowsTheStatusAgainAfterAReload(t *testing.T) {
 	u := systemManager(t).unit(t, "systemd-puppet", "Type=notify")
 	start := u.begin("start")
