@@ -107,9 +107,15 @@ func openPipe() (r, w int, err error) {
 	return r, w, err
 }
 
-// openNull opens /dev/null, and not as 0, 1 or 2.
+// openNull opens /dev/null, and not as 0, 1 or 2. A shell's `>/dev/null` leaves a file
+// of that name in a root directory that has none: as in daemon(3) that is an error.
 func openNull() (fd int, err error) {
-	return moveHigh(unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0))
+	fd, err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == nil && !isKind(fd, unix.S_IFCHR) {
+		unix.Close(fd)
+		err = unix.ENODEV
+	}
+	return moveHigh(fd, err)
 }
 
 // uninterrupted repeats a system call that a signal has interrupted.

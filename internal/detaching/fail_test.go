@@ -424,6 +424,33 @@ func TestRightsThatAreDropped(t *testing.T) {
 	}
 }
 
+// What the daemon says would fill that file.
+func TestFileInPlaceOfDevNullIsAReasonNotToDetach(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"ready", "detach"} {
+		t.Run(verb, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "null")
+			l := testdaemon.NewLine(t)
+			c := l.Pipe(testdaemon.InNamespaces(t, testdaemon.UnderShell(l.Command(),
+				`: >'`+file+`' && mount --bind '`+file+`' /dev/null || exit 9; exec "$@"`), "--mount"))
+			p := l.Process().Detaches(verb)
+			p.Refuses("ready", "daemon: detach: open /dev/null: no such device")
+			if session := p.Stat().Session; session == p.PID {
+				t.Error("it has left its session")
+			}
+			p.Do("say here")
+			p.Leaves("exit 7")
+			if got := c.Exit(); got != "exit 7" || c.Printed() != "here\n" {
+				t.Errorf("the caller sees %s and %q", got, c.Printed())
+			}
+			if content, err := os.ReadFile(file); err != nil || len(content) > 0 {
+				t.Errorf("the file holds %q (%v)", content, err)
+			}
+			l.MustBeOver()
+		})
+	}
+}
+
 // The program may go on, and try again.
 func TestProgramThatCannotBeExecutedGoesOnUndamaged(t *testing.T) {
 	t.Parallel()
