@@ -30,7 +30,8 @@
 //
 //   - reads a passphrase from standard input,
 //   - checks a pid file for a live process,
-//   - drops privileges, or changes its root directory, umask or namespaces,
+//   - drops privileges, or changes its root directory, umask, limits, priority or
+//     namespaces,
 //   - listens on an ephemeral port, or on a Unix socket path that it does not
 //     remove first,
 //   - opens descriptors without close-on-exec, closes what [Files] returned, or
