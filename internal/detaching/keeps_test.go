@@ -115,44 +115,51 @@ func TestPipeOfTheCallerUnderAnotherNumberIsStillTheCallers(t *testing.T) {
 // A shell's redirection to it ends at Ready, as any other does; main's own does not.
 func TestLogThatTheCallerWritesToAsWellStays(t *testing.T) {
 	t.Parallel()
-	for _, verb := range []string{"ready", "detach"} {
-		for _, on := range []string{"", "1 2"} {
-			t.Run(verb+"/"+on, func(t *testing.T) {
-				log := filepath.Join(t.TempDir(), "log")
-				l := testdaemon.NewLine(t)
-				c := l.Pipe(testdaemon.UnderShell(l.Command(), `exec "$@" >>'`+log+`' 2>&1`))
-				p := l.Process()
-				putLog := func() {
-					if on != "" {
-						p.Do("log " + on + " " + log)
-					}
+	for _, test := range []struct{ verb, on, given string }{
+		{"ready", "", ">>LOG 2>&1"},
+		{"ready", "1 2", ">>LOG 2>&1"},
+		{"detach", "", ">>LOG 2>&1"},
+		{"detach", "1 2", ">>LOG 2>&1"},
+		{"ready", "1 2", "<>LOG >&0 2>&0"},
+		{"detach", "", "<>LOG >&0 2>&0"},
+		{"detach", "1 2", "<>LOG >&0 2>&0"},
+	} {
+		t.Run(test.verb+"/"+test.on+"/"+test.given, func(t *testing.T) {
+			log := filepath.Join(t.TempDir(), "log")
+			l := testdaemon.NewLine(t)
+			given := strings.ReplaceAll(test.given, "LOG", "'"+log+"'")
+			c := l.Pipe(testdaemon.UnderShell(l.Command(), `exec "$@" `+given))
+			p := l.Process()
+			putLog := func() {
+				if test.on != "" {
+					p.Do("log " + test.on + " " + log)
 				}
-				if verb == "ready" {
-					putLog()
-				}
-				p = p.Detaches(verb)
+			}
+			if test.verb == "ready" {
 				putLog()
-				p.Do("ready")
-				want := [3]string{"/dev/null", "/dev/null", "/dev/null"}
-				if on != "" {
-					want[1], want[2] = log, log
-				}
-				if got := p.Standard(); got != want {
-					t.Errorf("the daemon has %v, want %v", got, want)
-				}
-				if got := p.Descriptors(); strings.Contains(got, log) {
-					t.Errorf("the daemon's descriptors are %s", got)
-				}
-				if got := c.Exit(); got != "exit 0" {
-					t.Errorf("the caller sees %s and %s", got, c.Printed())
-				}
-				p.Leaves("panic at last")
-				l.MustBeOver()
-				if text, _ := os.ReadFile(log); strings.Contains(string(text), "panic: at last") != (on != "") {
-					t.Errorf("the log holds %q", text)
-				}
-			})
-		}
+			}
+			p = p.Detaches(test.verb)
+			putLog()
+			p.Do("ready")
+			want := [3]string{"/dev/null", "/dev/null", "/dev/null"}
+			if test.on != "" {
+				want[1], want[2] = log, log
+			}
+			if got := p.Standard(); got != want {
+				t.Errorf("the daemon has %v, want %v", got, want)
+			}
+			if got := p.Descriptors(); strings.Contains(got, log) {
+				t.Errorf("the daemon's descriptors are %s", got)
+			}
+			if got := c.Exit(); got != "exit 0" {
+				t.Errorf("the caller sees %s and %s", got, c.Printed())
+			}
+			p.Leaves("panic at last")
+			l.MustBeOver()
+			if text, _ := os.ReadFile(log); strings.Contains(string(text), "panic: at last") != (test.on != "") {
+				t.Errorf("the log holds %q", text)
+			}
+		})
 	}
 }
 
