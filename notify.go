@@ -87,53 +87,6 @@ var mainPIDLine = sync.OnceValue(func() Field {
 	return Field{key: "MAINPID", number: int64(pid()), text: "MAINPID=" + strconv.Itoa(pid()) + "\n", form: wholeLine}
 })
 
-// patience returns how long to wait for room. After READY=1 OpenRC removes its
-// socket, leaves it open and never reads again: if the path is gone, only a call with a
-// context of its own waits for long. After a chroot the path says nothing.
-func patience(v *verb, address string) time.Duration {
-	_, err := identifyPath(address)
-	root, _ := identifyPath("/")
-	if v.ctx == nil && address[0] == '/' && err == unix.ENOENT && root == atStart.root {
-		return min(v.patience, brief)
-	}
-	return v.patience
-}
-
-// pollInterval is how long a wait lasts before it looks again: its context may
-// have ended, or another sender have connected the socket to another address.
-const pollInterval = 100 * time.Millisecond
-
-// waiting is locked while one call waits for room, for all: each on its own would
-// hold a thread, of which a process may have few.
-var waiting sync.RWMutex
-
-// waitForRoom waits a while after a try that ended with err.
-func waitForRoom(fd int, err error) {
-	if !waiting.TryLock() {
-		waiting.RLock() // until that wait is over
-		waiting.RUnlock()
-		return
-	}
-	defer waiting.Unlock()
-	if err == unix.EAGAIN { // poll(2) knows nothing of the others
-		// On a connected socket POLLOUT tells of the receiver's queue. An error, or
-		// a descriptor that is closed meanwhile, shows at the next try.
-		fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-		if _, err := unix.Poll(fds[:], int(pollInterval/time.Millisecond)); err != unix.EINVAL { // RLIMIT_NOFILE is 0
-			return
-		}
-	}
-	// Not time.Sleep: the runtime opens its poller for that, and throws if it can't.
-	_, _ = unix.Poll(nil, int(pollInterval/10/time.Millisecond))
-}
-
-// full reports whether a later try may find room: EAGAIN is a full queue, and so
-// is ENOBUFS on a BSD; on Linux it is the kernel's shortage of memory.
-// ETOOMANYREFS is too many descriptors that nobody has received yet.
-func full(err error) bool {
-	return err == unix.EAGAIN || err == unix.ENOBUFS || err == unix.ETOOMANYREFS
-}
-
 // socket is opened once, and connected as often as need be.
 type socket struct {
 	checkedFD
@@ -188,6 +141,53 @@ func (s *socket) connect() error {
 	err := uninterrupted(func() error { return syscall.Connect(s.fd, &s.peer) })
 	s.connected = err == nil
 	return err
+}
+
+// patience returns how long to wait for room. After READY=1 OpenRC removes its
+// socket, leaves it open and never reads again: if the path is gone, only a call with a
+// context of its own waits for long. After a chroot the path says nothing.
+func patience(v *verb, address string) time.Duration {
+	_, err := identifyPath(address)
+	root, _ := identifyPath("/")
+	if v.ctx == nil && address[0] == '/' && err == unix.ENOENT && root == atStart.root {
+		return min(v.patience, brief)
+	}
+	return v.patience
+}
+
+// pollInterval is how long a wait lasts before it looks again: its context may
+// have ended, or another sender have connected the socket to another address.
+const pollInterval = 100 * time.Millisecond
+
+// waiting is locked while one call waits for room, for all: each on its own would
+// hold a thread, of which a process may have few.
+var waiting sync.RWMutex
+
+// waitForRoom waits a while after a try that ended with err.
+func waitForRoom(fd int, err error) {
+	if !waiting.TryLock() {
+		waiting.RLock() // until that wait is over
+		waiting.RUnlock()
+		return
+	}
+	defer waiting.Unlock()
+	if err == unix.EAGAIN { // poll(2) knows nothing of the others
+		// On a connected socket POLLOUT tells of the receiver's queue. An error, or
+		// a descriptor that is closed meanwhile, shows at the next try.
+		fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		if _, err := unix.Poll(fds[:], int(pollInterval/time.Millisecond)); err != unix.EINVAL { // RLIMIT_NOFILE is 0
+			return
+		}
+	}
+	// Not time.Sleep: the runtime opens its poller for that, and throws if it can't.
+	_, _ = unix.Poll(nil, int(pollInterval/10/time.Millisecond))
+}
+
+// full reports whether a later try may find room: EAGAIN is a full queue, and so
+// is ENOBUFS on a BSD; on Linux it is the kernel's shortage of memory.
+// ETOOMANYREFS is too many descriptors that nobody has received yet.
+func full(err error) bool {
+	return err == unix.EAGAIN || err == unix.ENOBUFS || err == unix.ETOOMANYREFS
 }
 
 var (
