@@ -167,7 +167,7 @@ var waiting sync.RWMutex
 func waitForRoom(fd int, err error) {
 	if !waiting.TryLock() {
 		waiting.RLock() // until that wait is over
-		waiting.RUnlock()
+		defer waiting.RUnlock()
 		return
 	}
 	defer waiting.Unlock()
