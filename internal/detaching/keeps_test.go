@@ -451,17 +451,27 @@ func stateOf(t *testing.T, p *testdaemon.Puppet) string {
 	// The runtime's own thread for signals has another mask, and threads may be
 	// new: what counts is which masks there are.
 	var masks []string
-	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p.PID))
+	testdaemon.WaitUntil(t, "a moment in which no thread makes another", func() bool {
+		masks = blockedMasks(p.PID)
+		return !slices.ContainsFunc(masks, func(mask string) bool {
+			bits, _ := strconv.ParseUint(mask, 16, 64)
+			return bits>>(unix.SIGSEGV-1)&1 != 0 // the runtime blocks all signals meanwhile, in both
+		})
+	})
+	return state + fmt.Sprint("blocked ", masks)
+}
+
+// blockedMasks returns the masks of blocked signals that the threads of a process have.
+func blockedMasks(pid int) (masks []string) {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 	for _, thread := range threads {
 		status, _ := os.ReadFile(thread)
 		_, rest, _ := strings.Cut(string(status), "SigBlk:\t")
 		mask, _, _ := strings.Cut(rest, "\n")
-		if bits, _ := strconv.ParseUint(mask, 16, 64); bits>>(unix.SIGSEGV-1)&1 == 0 { // or it is just being made
-			masks = append(masks, mask)
-		}
+		masks = append(masks, mask)
 	}
 	slices.Sort(masks)
-	return state + fmt.Sprint("blocked ", slices.Compact(masks))
+	return slices.Compact(masks)
 }
 
 func TestBlockedSignalsStayAsTheCallerHadThem(t *testing.T) {

@@ -195,17 +195,14 @@ func (l *Line) talk(conn net.Conn) *Puppet {
 // group has no member.
 func (l *Line) ProcessIfAny(group int) *Puppet {
 	l.t.Helper()
-	for {
-		there := groupHasMember(group)
+	for groupHasMember(group) {
 		select {
 		case conn := <-l.calls:
 			return l.talk(conn)
 		case <-time.After(5 * time.Millisecond):
 		}
-		if !there {
-			return nil
-		}
 	}
+	return l.lastCaller()
 }
 
 func groupHasMember(group int) bool {
