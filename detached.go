@@ -190,10 +190,12 @@ func replacedStandard() (bits int) {
 // one of the three: main may have made 2 another name of 1, which is the caller's pipe.
 func isCallers(fd int, now identity) bool {
 	for i, then := range atStart.standard {
-		// A regular file on 1 or 2 that the caller gave as 0, of which there is no
-		// duplicate, is main's log, unless the caller gave it as 1 or 2, too.
-		isLog := i == 0 && fd != 0 && isKind(fd, unix.S_IFREG)
-		if now != then || detached.replaced&(1<<i) != 0 || isLog {
+		if now != then || detached.replaced&(1<<i) != 0 {
+			continue
+		}
+		// Of 0 there is no duplicate to compare with: a regular file on 1 or 2 is main's
+		// log, unless the caller gave it as 1 or 2, too.
+		if i == 0 && fd != 0 && isKind(fd, unix.S_IFREG) {
 			continue
 		}
 		callers := detached.callers[i]
